@@ -1,0 +1,150 @@
+"""What d2prune must know of a meta-architecture, and nothing else knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from d2prune.errors import PruneError
+
+Class = TypeVar("Class", bound=type)
+Size = tuple[int, int]
+
+PROOF_SIZE: Size = (192, 256)
+"""Height and width of the image that graphs are traced and proofs made on: both a multiple of 64,
+unequal so that swapped axes show, and small enough for float64 on a CPU."""
+
+TEST_SIZE: Size = (800, 1344)
+"""Detectron2's default test size (800, 1333), padded to 32: what costs are counted on by default."""
+
+
+class Adapter:
+    """Runs a model densely: images in, tensors out, no boxes, no sorting, no thresholds.
+
+    Subclass it for a meta-architecture and decorate it with ``@register_adapter(MyMetaArch)``; only
+    :meth:`dense` must be written.
+    """
+
+    def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
+        """Everything that the model computes from images before any discrete choice, by name.
+
+        Args:
+            model: an instance of the registered class, in eval mode, on any device, in any float dtype.
+            images: (N, 3, H, W) raw pixels in the model's own channel order, 0..255.
+            training_branches: include branches that only run in training. They are left out when
+                costs are counted, and must be in when a graph is traced: a branch that is not
+                traced is not pruned, and training breaks.
+        """
+        raise NotImplementedError
+
+    def training_only(self, model: nn.Module) -> Mapping[str, str]:
+        """Layers that only some training settings build, each with the layer whose output it reads.
+
+        Such layers may be absent, or new, when a pruned checkpoint is loaded under another setting.
+        """
+        return {}
+
+    def after_resize(self, model: nn.Module) -> None:
+        """Brings integers that repeat a width (``ShapeSpec``s, say) up to date."""
+
+
+_ADAPTERS: dict[type, Adapter] = {}
+
+
+def register_adapter(*classes: type) -> Callable[[Class], Class]:
+    """Class decorator: the adapter serves these model classes and their subclasses.
+
+    The latest registration of a class wins, so that a user can replace an adapter.
+    """
+
+    def add(adapter: Class) -> Class:
+        for cls in classes:
+            _ADAPTERS[cls] = adapter()
+        return adapter
+
+    return add
+
+
+def find_adapter(model: nn.Module) -> Adapter | None:
+    """The adapter of the nearest class in the model's method resolution order."""
+    return next((_ADAPTERS[cls] for cls in type(model).__mro__ if cls in _ADAPTERS), None)
+
+
+class Target:
+    """A model's dense forward with its input fixed: what is traced, counted and compared."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any = None,
+        forward_fn: Callable[[nn.Module, Any], Any] | None = None,
+        count_size: Size | None = None,
+    ) -> None:
+        self.adapter = find_adapter(model) if forward_fn is None else None
+        if self.adapter is None and example_inputs is None:
+            raise PruneError(
+                f"no adapter for {type(model).__name__}: pass example_inputs= (and forward_fn= where "
+                "model(example_inputs) is not what to run), or register one with "
+                "@d2prune.register_adapter"
+            )
+        self.forward_fn = forward_fn
+        self.inputs = example_inputs if example_inputs is not None else random_images(PROOF_SIZE)
+        self.counted = self.inputs
+        if self.adapter is not None and example_inputs is None:
+            self.counted = torch.empty(1, 3, *(count_size or TEST_SIZE), device="meta")
+
+    def outputs(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """All dense outputs, training branches included, on the fixed input."""
+        return self._run(model, self.inputs, training_branches=True)
+
+    def inference(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """What one image costs: the dense outputs that inference needs."""
+        return self._run(model, self.counted, training_branches=False)
+
+    def _run(self, model: nn.Module, inputs: Any, training_branches: bool) -> Mapping[str, Tensor]:
+        inputs = tree_map(lambda value: _like(value, model), inputs)
+        if self.adapter is not None:
+            return self.adapter.dense(model, inputs, training_branches)
+        if self.forward_fn is not None:
+            return flatten(self.forward_fn(model, inputs))
+        return flatten(_call(model, inputs))
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def random_images(size: Size, count: int = 1) -> Tensor:
+    """(count, 3, H, W) noise of 0..255, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, 3, *size, generator=generator) * 255
+
+
+def _like(value: Any, model: nn.Module) -> Any:
+    """A float tensor on the model's device and in its dtype; other values as they are."""
+    if not isinstance(value, Tensor):
+        return value
+    parameter = next(model.parameters())
+    if value.is_meta and not parameter.is_meta:
+        value = torch.zeros_like(value, device=parameter.device)
+    dtype = parameter.dtype if value.is_floating_point() else value.dtype
+    return value.to(parameter.device, dtype)
+
+
+def flatten(value: Any, name: str = "output") -> dict[str, Tensor]:
+    """Names every float tensor of a nested result: "output", "output.0", "output.boxes", …"""
+    if isinstance(value, Tensor):
+        return {name: value} if value.is_floating_point() else {}
+    if isinstance(value, Mapping):
+        items = [(str(key), inner) for key, inner in value.items()]
+    elif isinstance(value, (tuple, list)):
+        items = [(str(i), inner) for i, inner in enumerate(value)]
+    else:
+        return {}
+    return {n: t for key, inner in items for n, t in flatten(inner, f"{name}.{key}").items()}

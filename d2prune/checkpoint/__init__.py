@@ -1,0 +1,18 @@
+"""Checkpoints of pruned models: read without running them, written whole, loaded strictly."""
+
+from d2prune.checkpoint.api import load, save
+from d2prune.checkpoint.checkpointer import PruningCheckpointer
+from d2prune.checkpoint.pruned_model import PrunedModel, build_from_cfg, build_model, spec_of_file
+from d2prune.checkpoint.reader import read_checkpoint, read_spec
+
+__all__ = [
+    "PrunedModel",
+    "PruningCheckpointer",
+    "build_from_cfg",
+    "build_model",
+    "load",
+    "read_checkpoint",
+    "read_spec",
+    "save",
+    "spec_of_file",
+]

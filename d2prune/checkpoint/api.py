@@ -1,0 +1,50 @@
+"""``d2prune.save`` and ``d2prune.load``: a pruned model to a file and back, without a trainer."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol, TypeVar
+
+from torch import nn
+
+from d2prune.checkpoint.checkpointer import PruningCheckpointer, checkpoint_data, write_checkpoint
+from d2prune.checkpoint.reader import read_spec
+from d2prune.errors import PruneError
+from d2prune.rebuild import rebuild
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class _Result(Protocol):
+    @property
+    def model(self) -> nn.Module: ...
+
+
+def save(result: _Result, path: str | os.PathLike[str]) -> None:
+    """Writes a prune's result in the trainer's checkpoint format: model, prune_spec, struct."""
+    write_checkpoint(checkpoint_data(result.model, with_struct=True), path)
+
+
+def load(path: str | os.PathLike[str], model: Model) -> Model:
+    """Resizes a freshly built ``model`` to the checkpoint's spec and loads its weights, strictly.
+
+    Args:
+        path: a checkpoint written by :func:`save` or by PruningCheckpointer.
+        model: an unpruned model of the class that was pruned; changed in place and returned.
+
+    Raises:
+        PruneError: if the file is missing, damaged, holds no spec, or is of another model.
+    """
+    spec = read_spec(path)
+    if spec is None:
+        raise PruneError(
+            f"'{path}' holds no pruning spec: prune it first with MODEL.PRUNE True, or train it with "
+            "MODEL.FINETUNE False"
+        )
+    if spec.base != type(model).__name__:
+        raise PruneError(
+            f"'{path}' is a pruned checkpoint (spec version {spec.version}, base {spec.base}); "
+            f"the model to load is an unpruned {type(model).__name__}"
+        )
+    PruningCheckpointer(rebuild(model, spec)).load(os.fspath(path), checkpointables=[])
+    return model

@@ -1,0 +1,111 @@
+"""Building the model that a config and its weights describe, pruned or not."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import build_model as detectron2_build
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from d2prune.checkpoint.checkpointer import PruningCheckpointer
+from d2prune.checkpoint.reader import read_spec
+from d2prune.core.spec import PruneSpec
+from d2prune.errors import PruneError
+from d2prune.rebuild import rebuild, spec_of_model
+
+logger = logging.getLogger(__name__)
+
+
+@META_ARCH_REGISTRY.register()
+def PrunedModel(cfg: CfgNode) -> nn.Module:  # noqa: N802  (the registry takes the function's name)
+    """META_ARCHITECTURE "PrunedModel": builds MODEL.PRUNING.BASE and resizes it by MODEL.PRUNING.SPEC.
+
+    With it, Detectron2's own build_model, DefaultPredictor and tools work on a pruned model; class
+    and state-dict keys are the base model's.
+
+    Raises:
+        PruneError: if BASE is unknown, or no spec is found.
+    """
+    base = cfg.MODEL.PRUNING.BASE
+    if base not in META_ARCH_REGISTRY or base == "PrunedModel":
+        raise PruneError(
+            f"MODEL.PRUNING.BASE is {base!r}; expected the META_ARCHITECTURE that was pruned"
+        )
+    spec = _spec_of_cfg(cfg)
+    inner = cfg.clone()
+    inner.defrost()
+    inner.MODEL.META_ARCHITECTURE = base
+    return rebuild(META_ARCH_REGISTRY.get(base)(inner), spec)
+
+
+def _spec_of_cfg(cfg: CfgNode) -> PruneSpec:
+    path = cfg.MODEL.PRUNING.SPEC
+    if not path:
+        spec = spec_of_file(cfg.MODEL.WEIGHTS)
+        if spec is None:
+            raise PruneError(
+                "META_ARCHITECTURE PrunedModel needs MODEL.PRUNING.SPEC, the path of "
+                "pruning_spec.json, or MODEL.WEIGHTS, a pruned checkpoint"
+            )
+        return spec
+    if not os.path.isfile(path):
+        raise PruneError(f"MODEL.PRUNING.SPEC '{path}' does not exist; expected pruning_spec.json")
+    try:
+        return PruneSpec.from_json(Path(path).read_text(encoding="utf-8"))
+    except (PruneError, UnicodeDecodeError) as error:
+        raise PruneError(f"MODEL.PRUNING.SPEC '{path}': {error}") from error
+
+
+def spec_of_file(path: str) -> PruneSpec | None:
+    """The spec in a checkpoint; None for an empty path, an unpruned checkpoint, or a remote one.
+
+    Raises:
+        PruneError: if a local path does not exist or is damaged.
+    """
+    if not path:
+        return None
+    local = path.partition("?")[0]
+    if "://" in local and not local.startswith("file://"):
+        local = PathManager.get_local_path(local)
+    return read_spec(local)
+
+
+def build_model(
+    cfg: CfgNode,
+    weights: str | None = None,
+    build: Callable[[CfgNode], nn.Module] = detectron2_build,
+) -> nn.Module:
+    """Builds the model of ``cfg``, resized if the weights are pruned ones. Weights are not loaded.
+
+    Args:
+        cfg: any config; no key needs to say that the weights are pruned: the file decides.
+        weights: the file that decides; default MODEL.WEIGHTS.
+        build: how the unpruned model is built (a trainer's own build_model).
+    """
+    spec = spec_of_file(cfg.MODEL.WEIGHTS if weights is None else weights)
+    model = build(cfg)
+    if spec is not None and spec_of_model(model) is None:
+        _check_base(cfg, weights, spec, model)
+        rebuild(model, spec)
+    return model
+
+
+def _check_base(cfg: CfgNode, weights: str | None, spec: PruneSpec, model: nn.Module) -> None:
+    if spec.base != type(model).__name__:
+        raise PruneError(
+            f"'{weights or cfg.MODEL.WEIGHTS}' is a pruned checkpoint (spec version {spec.version}, "
+            f"base {spec.base}); the model to load is an unpruned {type(model).__name__}"
+        )
+
+
+def build_from_cfg(cfg: CfgNode) -> nn.Module:
+    """The model of ``cfg`` with MODEL.WEIGHTS loaded, pruned or not, in eval mode."""
+    model = build_model(cfg)
+    PruningCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model.eval()

@@ -1,0 +1,174 @@
+"""Reads checkpoints of any kind as tensors and plain data; nothing that a file names is executed.
+
+torch's own weights-only reader refuses a file that holds one unknown class. Checkpoints of pruned
+forks hold a whole module under "struct": here such objects are skipped, and the rest is read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import struct
+import zipfile
+from types import SimpleNamespace
+from typing import IO, Any
+
+import torch
+
+from d2prune.core.spec import PruneSpec
+from d2prune.errors import PruneError
+
+logger = logging.getLogger(__name__)
+
+_ALLOWED = {
+    "collections": {"OrderedDict", "Counter"},
+    "builtins": {"set", "frozenset", "complex", "bytearray", "slice"},
+    "_codecs": {"encode"},
+    "torch": {"Size", "device"},
+    "torch._utils": {
+        "_rebuild_tensor",
+        "_rebuild_tensor_v2",
+        "_rebuild_parameter",
+        "_rebuild_parameter_with_state",
+    },
+    "numpy": {"ndarray", "dtype"},
+    "numpy.core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+}
+# Everything that torch, zipfile and pickle were seen to raise on damaged files.
+_DAMAGE = (
+    RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error, ValueError,
+    TypeError, KeyError, IndexError, AttributeError, ImportError, AssertionError, OverflowError, MemoryError,
+)  # fmt: skip
+
+
+class _Skipped:
+    """What an unknown class or function becomes: it swallows whatever the file does to it."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> _Skipped:
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+    def append(self, item: object) -> None:
+        """Takes a list subclass's item."""
+
+    def extend(self, items: object) -> None:
+        """Takes a list subclass's items."""
+
+    def add(self, item: object) -> None:
+        """Takes a set subclass's item."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds only what is on the list; C code does the rest."""
+
+    skipped: set[str]
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _ALLOWED.get(module, ()) or _is_dtype(module, name):
+            return super().find_class(module, name)
+        self.skipped.add(f"{module}.{name}")
+        return _Skipped
+
+
+def _is_dtype(module: str, name: str) -> bool:
+    if module == "torch":
+        return isinstance(getattr(torch, name, None), torch.dtype)
+    return module == "numpy.dtypes" and name.endswith("DType") and name.isidentifier()
+
+
+def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = False) -> dict[str, Any]:
+    """Reads a .pth file: state dict, spec, optimizer and other plain data, on the CPU.
+
+    A file that is a bare state dict comes back as ``{"model": state_dict}``. ``struct``, and every
+    entry that is of an unknown class, is left out.
+
+    Args:
+        path: a file written by torch.save, in any of its formats.
+        mmap: leave tensors on disk until they are used, where the format allows it.
+
+    Raises:
+        PruneError: if there is no such file, or it is damaged or no checkpoint.
+    """
+    skipped: set[str] = set()
+
+    class Unpickler(_Unpickler):
+        pass
+
+    Unpickler.skipped = skipped
+
+    def load(file: IO[bytes], **kwargs: Any) -> Any:
+        return Unpickler(file, **kwargs).load()
+
+    module = SimpleNamespace(Unpickler=Unpickler, load=load, __name__="d2prune.checkpoint.reader")
+    data = _guarded(
+        path,
+        lambda: torch.load(
+            path, map_location="cpu", pickle_module=module, weights_only=False, mmap=mmap or None
+        ),
+    )
+    return _entries(path, data, skipped)
+
+
+def read_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a .pkl file of Detectron or Detectron2's model zoo: numpy arrays and plain data.
+
+    Raises:
+        PruneError: as :func:`read_checkpoint`.
+    """
+    skipped: set[str] = set()
+
+    def load() -> Any:
+        with open(path, "rb") as file:
+            unpickler = _Unpickler(file, encoding="latin1")
+            unpickler.skipped = skipped
+            return unpickler.load()
+
+    return _entries(path, _guarded(path, load), skipped, bare_name=None)
+
+
+def read_spec(path: str | os.PathLike[str]) -> PruneSpec | None:
+    """The spec in a checkpoint; None if it holds none. Tensors are not read where that is possible."""
+    if os.fspath(path).endswith(".pkl"):
+        return None
+    mmap = zipfile.is_zipfile(path) if os.path.isfile(path) else False
+    data = read_checkpoint(path, mmap=mmap).get("prune_spec")
+    return PruneSpec.from_dict(data) if data is not None else None
+
+
+def _guarded(path: str | os.PathLike[str], load: Any) -> Any:
+    if not os.path.isfile(path):
+        raise PruneError(f"checkpoint '{path}' does not exist; set MODEL.WEIGHTS to a file")
+    try:
+        return load()
+    except _DAMAGE as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise PruneError(
+            f"'{path}' is not a readable checkpoint: {type(error).__name__}: {first}"
+        ) from error
+
+
+def _entries(
+    path: str | os.PathLike[str], data: Any, skipped: set[str], bare_name: str | None = "model"
+) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise PruneError(f"'{path}' is not a readable checkpoint: it holds a {type(data).__name__}, not a dict")
+    left_out = [key for key, value in data.items() if isinstance(value, _Skipped)]
+    if skipped:
+        logger.info(
+            "'%s': skipped, not executed: %s%s",
+            path,
+            ", ".join(sorted(skipped)[:5]),
+            f" and {len(skipped) - 5} more" if len(skipped) > 5 else "",
+        )
+    data = {key: value for key, value in data.items() if key not in left_out}
+    return data if bare_name is None or "model" in data else {bare_name: data}

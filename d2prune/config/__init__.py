@@ -1,0 +1,21 @@
+"""The configuration: Detectron2's keys, AdelaiDet's, and the pruning keys."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as _detectron2_cfg
+
+from .adet import add_adet_config
+from .prune import add_prune_config
+
+__all__ = ["add_adet_config", "add_prune_config", "get_cfg"]
+
+
+def get_cfg() -> CfgNode:
+    """Return a fresh CfgNode with Detectron2's keys, AdelaiDet's, and the pruning keys."""
+    cfg = _detectron2_cfg()
+    add_adet_config(cfg)
+    add_prune_config(cfg)
+    # "SGD", or "ADAMW" as in MaskFormer and other Detectron2 projects; read by tools/train_net.py.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    return cfg

@@ -1,0 +1,58 @@
+"""The pruning keys."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_prune_config(cfg: CfgNode) -> None:
+    """Adds the pruning keys to any CfgNode, Detectron2's or AdelaiDet's; values set before stay."""
+    keys = CfgNode()
+    # Prune MODEL.WEIGHTS, prove, evaluate, save; then stop, unless MODEL.FINETUNE is also on.
+    keys.PRUNE = False
+    # Train a pruned checkpoint: MODEL.WEIGHTS must be one, or MODEL.PRUNE on.
+    keys.FINETUNE = False
+    keys.PRUNING = CfgNode()
+    # What AMOUNT counts: "channels", "params" or "macs".
+    keys.PRUNING.TARGET = "macs"
+    # Fraction of the whole model's TARGET to remove: 0 < AMOUNT < 1.
+    keys.PRUNING.AMOUNT = 0.5
+    # How channels are scored: "magnitude", or a name given to @d2prune.register_criterion.
+    keys.PRUNING.CRITERION = "magnitude"
+    # How AMOUNT is shared out: "uniform" (same fraction of every group) or "global" (lowest scores).
+    keys.PRUNING.ALLOCATION = "global"
+    # [[pattern, fraction of channels], ...]: fixed ratios for the groups they match.
+    keys.PRUNING.RATIOS = []
+    # Shell-style patterns over dotted module names: layers whose output channels stay.
+    keys.PRUNING.PROTECT = []
+    # The only layers whose output channels may go, as patterns; empty: all.
+    keys.PRUNING.INCLUDE = []
+    # Largest fraction of any one group's channels: 0 < MAX_RATIO < 1.
+    keys.PRUNING.MAX_RATIO = 0.75
+    # Widths are multiples of this (channels).
+    keys.PRUNING.ROUND_TO = 8
+    # (height, width) in pixels that MACs are counted on; empty: the config's test size.
+    keys.PRUNING.INPUT_SIZE = ()
+    # Prove that the pruned model equals the masked one (seconds; fails the run if it does not).
+    keys.PRUNING.VERIFY = True
+    # Prune also what can't be proved: channels under a LayerNorm.
+    keys.PRUNING.ALLOW_INEXACT = False
+    # False: FINETUNE trains FrozenBN as BN and ignores FREEZE_AT, and says so.
+    keys.PRUNING.KEEP_FROZEN = False
+    # Write the whole module into checkpoints, under "struct".
+    keys.PRUNING.SAVE_STRUCT = True
+    # Unpickle "struct" when a checkpoint is read. It runs code from the file: only for your own.
+    keys.PRUNING.TRUST_STRUCT = False
+    # With META_ARCHITECTURE "PrunedModel": the spec's path (empty: the one in MODEL.WEIGHTS) ...
+    keys.PRUNING.SPEC = ""
+    # ... and the META_ARCHITECTURE that was pruned.
+    keys.PRUNING.BASE = ""
+    _add_missing(cfg.MODEL, keys)
+
+
+def _add_missing(cfg: CfgNode, keys: CfgNode) -> None:
+    for name, value in keys.items():
+        if name not in cfg:
+            cfg[name] = value
+        elif isinstance(value, CfgNode):
+            _add_missing(cfg[name], value)

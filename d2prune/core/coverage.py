@@ -1,0 +1,58 @@
+"""What happened to every layer, and why: nothing that was left whole goes unsaid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from torch import nn
+
+from d2prune.core.costs import CostModel
+from d2prune.core.layers import axis_width, is_layer
+from d2prune.core.types import Coverage, PrunePlan
+
+
+def coverage(
+    model: nn.Module, pruned: nn.Module, plan: PrunePlan, costs: CostModel
+) -> tuple[Coverage, ...]:
+    """One row per layer of ``model`` that holds parameters or frozen norms, in its own order."""
+    whys = dict(_whys(plan))
+    rows = []
+    for name, module in model.named_modules():
+        if not _has_tensors(module):
+            continue
+        if not is_layer(module):
+            rows.append(_unknown(name, module))
+            continue
+        before, after = axis_width(module, "out"), axis_width(pruned.get_submodule(name), "out")
+        why = whys.get(name, "was not reached by the trace") if before == after else ""
+        macs = int(costs.layer(name, "macs", {}))
+        rows.append(Coverage(name, before, after, _status(before, after, why), why, macs))
+    return tuple(rows)
+
+
+def _whys(plan: PrunePlan) -> Iterator[tuple[str, str]]:
+    for group, kept, reason in zip(plan.groups, plan.kept, plan.reasons, strict=True):
+        whole = len(kept) == group.units
+        why = reason or ("its channels score higher than what the budget takes" if whole else "")
+        for member in group.members:
+            if member.axis == "out":
+                yield member.layer, why
+
+
+def _status(before: int, after: int, why: str) -> Literal["pruned", "protected", "skipped"]:
+    if after < before:
+        return "pruned"
+    return "protected" if why.startswith(("protected", "is the model's output")) else "skipped"
+
+
+def _has_tensors(module: nn.Module) -> bool:
+    tensors: Mapping[str, object] = {**module._parameters, **module._buffers}
+    persistent = [n for n, t in tensors.items() if n not in module._non_persistent_buffers_set and t is not None]
+    return bool(persistent)
+
+
+def _unknown(name: str, module: nn.Module) -> Coverage:
+    scalar = all(p.numel() == 1 for p in module.parameters(recurse=False))
+    why = "holds no channels" if scalar else f"{type(module).__name__} is not a layer d2prune can cut"
+    return Coverage(name, 1 if scalar else 0, 1 if scalar else 0, "skipped", why, 0)

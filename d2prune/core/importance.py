@@ -1,0 +1,67 @@
+"""How much each unit of a group matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from d2prune.core.layers import ConvNd, is_depthwise
+from d2prune.core.registry import Registry
+from d2prune.core.types import Group, Member
+
+Scores = NDArray[np.float64]
+Criterion = Callable[[nn.Module, Group], Scores]
+"""``criterion(model, group) -> (U,)`` scores of the group's units; the lowest go first. Scores are
+compared over groups by the allocation "global", so their mean over a group should be comparable."""
+
+CRITERIA: Registry[Criterion] = Registry("MODEL.PRUNING.CRITERION")
+register_criterion = CRITERIA.register
+
+
+def score(model: nn.Module, groups: Sequence[Group], criterion: str) -> tuple[Scores, ...]:
+    """Scores of every group; raises PruneError for an unknown criterion."""
+    function = CRITERIA[criterion]
+    return tuple(function(model, group) for group in groups)
+
+
+@register_criterion("magnitude")
+def magnitude(model: nn.Module, group: Group) -> Scores:
+    """L2 norm of each unit's weights, by layer relative to the layer's mean, then averaged.
+
+    Li et al., "Pruning Filters for Efficient ConvNets" (arXiv 1608.08710), carried over to coupled
+    layers as in Fang et al., "DepGraph" (arXiv 2301.12900): producers' filters, consumers' input
+    columns and norm scales all speak for a channel.
+    """
+    norms = [n for member in group.members if (n := _norms(model, member)) is not None]
+    relative = [norm / norm.mean() if norm.mean() > 0 else norm for norm in norms]
+    return np.mean(relative, axis=0) if relative else np.ones(group.units)
+
+
+def _norms(model: nn.Module, member: Member) -> Scores | None:
+    """(U,) L2 norms of what each unit owns of one layer's weight; None where there is no weight."""
+    layer = model.get_submodule(member.layer.rpartition(".")[0])
+    layer = getattr(layer, member.layer.rpartition(".")[2])
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        return None
+    rows = _channels_first(layer, weight.detach(), member)
+    squares = rows.double().flatten(1).square().sum(1).cpu().numpy()
+    norms: Scores = np.sqrt(squares[member.indices].sum(1))
+    return norms
+
+
+def _channels_first(layer: nn.Module, weight: Tensor, member: Member) -> Tensor:
+    """The weight with one row for each position of the member's axis."""
+    if weight.dim() == 1 or is_depthwise(layer):
+        return weight.reshape(weight.shape[0], -1)
+    if isinstance(layer, ConvNd) and layer.groups > 1 and member.axis == "in":
+        per_group = weight.reshape(layer.groups, -1, *weight.shape[1:])
+        return per_group.transpose(1, 2).reshape(layer.in_channels, -1)
+    channel_dim = int(member.axis == "in")
+    if isinstance(layer, ConvNd) and layer.transposed:
+        channel_dim = 1 - channel_dim
+    return torch.movedim(weight, channel_dim, 0)

@@ -1,0 +1,194 @@
+"""What the core knows of single layers: their widths, and how to take channels out of them.
+
+One handler per kind of layer, in a table; an unknown layer is reported (its channels stay), never
+guessed. FrozenBatchNorm2d and its like are known by their shape: one-dimensional tensors of
+``num_features``, so Detectron2 need not be imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from d2prune.core.types import Axis
+from d2prune.errors import PruneError
+
+ConvNd = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """True for a convolution with one input and one output channel per group."""
+    return isinstance(layer, ConvNd) and 1 < layer.groups == layer.in_channels == layer.out_channels
+
+
+def is_layer(layer: object) -> bool:
+    """True where :func:`cut` can take channels out."""
+    if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
+        return False  # one slope for all channels: nothing to take out
+    return isinstance(layer, nn.Parameter) or _handler(layer) is not None
+
+
+def axis_width(layer: nn.Module, axis: Axis) -> int:
+    """Number of channels on an axis of a layer."""
+    if isinstance(layer, ConvNd):
+        return layer.out_channels if axis == "out" else layer.in_channels
+    if isinstance(layer, nn.Linear):
+        return layer.out_features if axis == "out" else layer.in_features
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_channels
+    if isinstance(layer, nn.LayerNorm):
+        return int(layer.normalized_shape[-1])
+    if isinstance(layer, nn.PReLU):
+        return layer.num_parameters
+    return int(layer.num_features)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What stays of one layer: sorted channel positions per axis; None leaves the axis whole.
+
+    ``groups`` is what a GroupNorm's num_groups or a depthwise convolution's groups become.
+    """
+
+    out: tuple[int, ...] | None = None
+    inp: tuple[int, ...] | None = None
+    groups: int | None = None
+
+
+def cut(layer: nn.Module, keep: Keep) -> None:
+    """Shrinks ``layer`` in place to the channels of ``keep``.
+
+    Raises:
+        PruneError: if the layer's kind is unknown.
+    """
+    handler = _handler(layer)
+    if handler is None:
+        raise PruneError(f"can't take channels out of a {type(layer).__name__}")
+    handler(layer, keep)
+
+
+def select(layer: nn.Module, name: str, dim: int, kept: Sequence[int] | None) -> None:
+    """Replaces the parameter or buffer ``name`` by its slices ``kept`` along ``dim``."""
+    tensor = getattr(layer, name)
+    if tensor is None or kept is None:
+        return
+    index = torch.as_tensor(kept, dtype=torch.long, device=tensor.device)
+    sliced = tensor.detach().index_select(dim, index)
+    if isinstance(tensor, nn.Parameter):
+        sliced = nn.Parameter(sliced, requires_grad=tensor.requires_grad)
+    setattr(layer, name, sliced)
+
+
+def zero_inputs(layer: nn.Module, positions: Sequence[int]) -> None:
+    """Zeroes the input columns ``positions`` of a convolution or linear layer, in place.
+
+    A depthwise convolution keeps channels apart, so it is its consumers' columns that count.
+    """
+    if isinstance(layer, nn.Linear):
+        layer.weight.data[:, list(positions)] = 0
+    elif isinstance(layer, ConvNd) and layer.transposed:
+        layer.weight.data[list(positions)] = 0
+    elif isinstance(layer, ConvNd) and not is_depthwise(layer):
+        inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+        for p in positions:
+            group = p // inputs
+            layer.weight.data[group * outputs : (group + 1) * outputs, p % inputs] = 0
+
+
+def groups_after(layer: nn.Module, kept: int) -> int | None:
+    """Groups of a GroupNorm or depthwise convolution once it has ``kept`` channels; else None."""
+    if isinstance(layer, nn.GroupNorm):
+        return kept * layer.num_groups // layer.num_channels
+    return kept if is_depthwise(layer) else None
+
+
+def parameter_dim(parameter: Tensor) -> int:
+    """The channel dimension of a bare parameter: the last that is not 1, as torch-pruning takes it."""
+    return max(i for i, size in enumerate(parameter.shape) if size > 1)
+
+
+def _cut_conv(layer: nn.Module, keep: Keep) -> None:
+    out_dim, in_dim = (1, 0) if layer.transposed else (0, 1)
+    if is_depthwise(layer):
+        kept = keep.out if keep.out is not None else keep.inp
+        select(layer, "weight", 0, kept)
+        select(layer, "bias", 0, kept)
+        layer.in_channels = layer.out_channels = layer.weight.shape[0]
+        layer.groups = keep.groups
+        return
+    select(layer, "weight", out_dim, keep.out)
+    select(layer, "bias", 0, keep.out)
+    if keep.inp is not None:
+        per_group = layer.in_channels // layer.groups
+        select(layer, "weight", in_dim, [i for i in keep.inp if i < per_group])
+        layer.in_channels = len(keep.inp)
+    if keep.out is not None:
+        layer.out_channels = len(keep.out)
+
+
+def _cut_linear(layer: nn.Module, keep: Keep) -> None:
+    select(layer, "weight", 0, keep.out)
+    select(layer, "bias", 0, keep.out)
+    select(layer, "weight", 1, keep.inp)
+    layer.out_features, layer.in_features = layer.weight.shape
+
+
+def _cut_norm(layer: nn.Module, keep: Keep) -> None:
+    if keep.out is None:
+        return
+    tensors = [*layer._parameters.items(), *layer._buffers.items()]
+    for name, tensor in tensors:
+        if tensor is not None and tensor.dim() == 1:
+            select(layer, name, 0, keep.out)
+    layer.num_features = len(keep.out)
+
+
+def _cut_groupnorm(layer: nn.Module, keep: Keep) -> None:
+    if keep.out is None:
+        return
+    select(layer, "weight", 0, keep.out)
+    select(layer, "bias", 0, keep.out)
+    # Exact only because whole groups go: each remaining group still normalises the same channels.
+    layer.num_groups, layer.num_channels = keep.groups, len(keep.out)
+
+
+def _cut_layernorm(layer: nn.Module, keep: Keep) -> None:
+    if keep.out is None:
+        return
+    select(layer, "weight", -1, keep.out)
+    select(layer, "bias", -1, keep.out)
+    layer.normalized_shape = (*layer.normalized_shape[:-1], len(keep.out))
+
+
+def _cut_prelu(layer: nn.Module, keep: Keep) -> None:
+    if keep.out is not None and layer.num_parameters > 1:
+        select(layer, "weight", 0, keep.out)
+        layer.num_parameters = len(keep.out)
+
+
+_HANDLERS: dict[type[nn.Module] | tuple[type[nn.Module], ...], Callable[[nn.Module, Keep], None]] = {
+    ConvNd: _cut_conv,
+    nn.Linear: _cut_linear,
+    nn.GroupNorm: _cut_groupnorm,
+    nn.LayerNorm: _cut_layernorm,
+    nn.PReLU: _cut_prelu,
+}
+
+
+def _handler(layer: object) -> Callable[[nn.Module, Keep], None] | None:
+    for kind, handler in _HANDLERS.items():
+        if isinstance(layer, kind):
+            return handler
+    return _cut_norm if _is_channel_norm(layer) else None
+
+
+def _is_channel_norm(layer: object) -> bool:
+    """BatchNorm and its like, frozen or not: every tensor is a scalar or holds one value a channel."""
+    if not isinstance(layer, nn.Module) or any(True for _ in layer.children()):
+        return False
+    width = getattr(layer, "num_features", None)
+    tensors = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
+    return isinstance(width, int) and all(t.numel() == 1 or t.shape == (width,) for t in tensors)

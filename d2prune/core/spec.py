@@ -1,0 +1,165 @@
+"""PruneSpec: what of each layer stays, as plain data that outlives the trace."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from d2prune.core.layers import ConvNd, Keep, axis_width, groups_after, parameter_dim
+from d2prune.core.types import Axis, PrunePlan, Site
+from d2prune.errors import PruneError
+
+VERSION = 1
+AXES: tuple[Axis, Axis] = ("out", "in")
+
+
+@dataclass(frozen=True)
+class PruneSpec:
+    """The widths of a pruned model, relative to the model it was built as.
+
+    Attributes:
+        base: class name of the model that was pruned.
+        layers: what stays of each layer that changed, by its dotted path. Positions are those of
+            the unpruned layer; the widths follow from them.
+        widths: (out, in) of each such layer before pruning; None for an axis that stays whole.
+        version: of this format.
+    """
+
+    base: str
+    layers: Mapping[str, Keep] = field(default_factory=dict)
+    widths: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    version: int = VERSION
+
+    def to_json(self) -> str:
+        """One layer a line, so that two specs can be compared with diff."""
+        rows = [
+            f"  {json.dumps(name)}: {json.dumps(_row(keep, self.widths[name]))}"
+            for name, keep in self.layers.items()
+        ]
+        head = f'{{"version": {self.version}, "base": {json.dumps(self.base)}, "layers": {{\n'
+        return head + ",\n".join(rows) + "\n}}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> PruneSpec:
+        """Reads :meth:`to_json`'s text.
+
+        Raises:
+            PruneError: if the text is not such a spec, or of a version this package can't read.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PruneError(f"not a pruning spec: {error}") from error
+        return cls.from_dict(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: str, int, list, dict, None."""
+        data: dict[str, Any] = json.loads(self.to_json())
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Any) -> PruneSpec:
+        """Reads :meth:`to_dict`'s data; raises PruneError as :meth:`from_json` does."""
+        if not isinstance(data, dict) or not {"version", "base", "layers"} <= set(data):
+            raise PruneError("not a pruning spec: expected the keys version, base, layers")
+        if data["version"] != VERSION:
+            raise PruneError(
+                f"pruning spec version is {data['version']!r}; this d2prune reads version {VERSION}"
+            )
+        try:
+            layers = {name: _keep(row) for name, row in data["layers"].items()}
+            widths = {
+                name: (_before(row, "out"), _before(row, "in"))
+                for name, row in data["layers"].items()
+            }
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise PruneError(f"not a pruning spec: a layer's row is malformed ({error!r})") from error
+        return cls(str(data["base"]), layers, widths)
+
+
+def _row(keep: Keep, widths: tuple[int | None, int | None]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for axis, kept, before in (("out", keep.out, widths[0]), ("in", keep.inp, widths[1])):
+        if kept is not None:
+            row[axis] = {"before": before, "after": len(kept), "kept": list(kept)}
+    if keep.groups is not None:
+        row["groups"] = keep.groups
+    return row
+
+
+def _keep(row: Mapping[str, Any]) -> Keep:
+    out, inp = (_positions(row[axis]) if axis in row else None for axis in ("out", "in"))
+    return Keep(out, inp, int(row["groups"]) if "groups" in row else None)
+
+
+def _positions(cell: Mapping[str, Any]) -> tuple[int, ...]:
+    kept = tuple(int(i) for i in cell["kept"])
+    if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= cell["before"]:
+        raise ValueError(f"kept positions must be sorted, distinct and in [0, {cell['before']})")
+    return kept
+
+
+def _before(row: Mapping[str, Any], axis: str) -> int | None:
+    return int(row[axis]["before"]) if axis in row else None
+
+
+def spec_of(plan: PrunePlan, base: str, model: nn.Module) -> PruneSpec:
+    """The spec that carries out ``plan`` on ``model``."""
+    gone: dict[Site, set[int]] = defaultdict(set)
+    for group, kept in zip(plan.groups, plan.kept, strict=True):
+        removed = sorted(set(range(group.units)) - set(kept.tolist()))
+        for member in group.members if removed else ():
+            gone[member.site] |= set(member.indices[removed].ravel().tolist())
+    layers, widths = {}, {}
+    for name in dict.fromkeys(layer for layer, _ in gone):
+        before = widths_of(model, name)
+        out, inp = (
+            tuple(i for i in range(width or 0) if i not in gone[name, axis])
+            if gone.get((name, axis))
+            else None
+            for axis, width in zip(AXES, before, strict=True)
+        )
+        groups = groups_after(target_of(model, name), len(out)) if out is not None else None
+        layers[name] = Keep(out, inp, groups)
+        widths[name] = (before[0] if out is not None else None, before[1] if inp is not None else None)
+    return PruneSpec(base, layers, widths)
+
+
+def compose(first: PruneSpec, second: PruneSpec) -> PruneSpec:
+    """The one spec equal to ``first`` followed by ``second``, which was made on its result."""
+    layers, widths = dict(first.layers), dict(first.widths)
+    for name, later in second.layers.items():
+        earlier = layers.get(name, Keep())
+        widths.setdefault(name, (None, None))
+        pairs = zip((earlier.out, earlier.inp), (later.out, later.inp), strict=True)
+        layers[name] = Keep(*(_chain(old, new) for old, new in pairs), later.groups or earlier.groups)
+        widths[name] = tuple(  # type: ignore[assignment]
+            old if old is not None else new
+            for old, new in zip(widths[name], second.widths[name], strict=True)
+        )
+    return PruneSpec(first.base, layers, widths)
+
+
+def _chain(old: tuple[int, ...] | None, new: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if old is None or new is None:
+        return new if old is None else old
+    return tuple(old[i] for i in new)
+
+
+def target_of(model: nn.Module, name: str) -> Any:
+    """The module, or bare parameter, called ``name``; AttributeError if there is none."""
+    parent, _, leaf = name.rpartition(".")
+    return getattr(model.get_submodule(parent), leaf)
+
+
+def widths_of(model: nn.Module, name: str) -> tuple[int | None, int | None]:
+    target = target_of(model, name)
+    if isinstance(target, nn.Parameter):
+        return int(target.shape[parameter_dim(target)]), None
+    has_inputs = isinstance(target, (*ConvNd, nn.Linear))
+    return axis_width(target, "out"), axis_width(target, "in") if has_inputs else None

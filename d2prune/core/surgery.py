@@ -1,0 +1,61 @@
+"""Two ways to remove channels: for real (:func:`resize`), and by zeros (:func:`mask`), for the proof."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+
+from d2prune.core.layers import cut, parameter_dim, select, zero_inputs
+from d2prune.core.spec import PruneSpec, target_of, widths_of
+from d2prune.errors import PruneError
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def resize(model: Model, spec: PruneSpec) -> Model:
+    """Takes out of ``model``, in place, what ``spec`` does not keep; kept weights stay as they are.
+
+    Works on any device, meta included; tensors keep their device, dtype and requires_grad.
+
+    Raises:
+        PruneError: if a layer is missing or has another width than the spec was made for. The model
+            is checked whole before anything is changed.
+    """
+    for name in spec.layers:
+        _check(model, name, spec.widths[name])
+    for name, keep in spec.layers.items():
+        target = target_of(model, name)
+        if isinstance(target, nn.Parameter):
+            parent, _, leaf = name.rpartition(".")
+            select(model.get_submodule(parent), leaf, parameter_dim(target), keep.out)
+        else:
+            cut(target, keep)
+    return model
+
+
+def _check(model: nn.Module, name: str, expected: tuple[int | None, int | None]) -> None:
+    try:
+        found = widths_of(model, name)
+    except AttributeError:
+        raise PruneError(
+            f"the pruning spec cuts layer '{name}', which this {type(model).__name__} does not have"
+        ) from None
+    for axis, before, now in zip(("output", "input"), expected, found, strict=True):
+        if before is not None and before != now:
+            raise PruneError(
+                f"layer '{name}' has {now} {axis} channels; the pruning spec was made for {before}"
+            )
+
+
+def mask(model: Model, spec: PruneSpec) -> Model:
+    """Zeroes, in place, what each consumer reads from the channels that ``spec`` drops.
+
+    Zeroing the *consumers'* input columns equals removal whatever lies between: zeroing the producer
+    instead would leave the following norm's ``beta - gamma * mean / std``.
+    """
+    for name, keep in spec.layers.items():
+        if keep.inp is not None:
+            dropped = set(range(spec.widths[name][1] or 0)) - set(keep.inp)
+            zero_inputs(model.get_submodule(name), sorted(dropped))
+    return model

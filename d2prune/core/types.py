@@ -1,0 +1,162 @@
+"""The plain data that the core's stages hand to each other: no tensors, no models, no config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Axis = Literal["out", "in"]
+Indices = NDArray[np.int64]
+Site = tuple[str, Axis]
+"""One axis of one layer: (dotted path, axis). Layers that keep channels apart have only "out"."""
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A layer's axis that shrinks when units of its group go.
+
+    Attributes:
+        layer: dotted path of the module (or bare parameter), as in the model passed in.
+        axis: "out" or "in".
+        indices: (U, K) positions on that axis; row u belongs to unit u.
+    """
+
+    layer: str
+    axis: Axis
+    indices: Indices
+
+    @property
+    def site(self) -> Site:
+        return self.layer, self.axis
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Channels that are cut together over several layers.
+
+    A *unit* is the least that can be removed exactly: one channel, or a whole GroupNorm group, or
+    the same channel of every group of a grouped convolution.
+
+    Attributes:
+        name: path of its first producing layer.
+        members: every axis it cuts; the first is the producer that names it.
+        producers: paths of the layers whose output channels these are.
+        fixed: why it can't be pruned; empty when it can.
+        inexact: why removal can't equal masking (LayerNorm); empty when it does.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    producers: tuple[str, ...]
+    fixed: str = ""
+    inexact: str = ""
+
+    @property
+    def units(self) -> int:
+        return int(self.members[0].indices.shape[0])
+
+    @property
+    def step(self) -> int:
+        """Channels of the first producer that one unit holds."""
+        return int(self.members[0].indices.shape[1])
+
+    @property
+    def width(self) -> int:
+        return self.units * self.step
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """A layer's cost as a function of its widths: ``pair * out * in + single * out``."""
+
+    layer: str
+    out: int
+    inp: int
+    macs_pair: float
+    macs_single: float
+    params_pair: float
+    params_single: float
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Parameters (count) and MACs (multiply-accumulates of one image) of a whole model."""
+
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to prune: the keys MODEL.PRUNING.* as plain values (see ``add_prune_config``)."""
+
+    amount: float = 0.5
+    target: str = "macs"
+    criterion: str = "magnitude"
+    allocation: str = "global"
+    ratios: tuple[tuple[str, float], ...] = ()
+    protect: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    max_ratio: float = 0.75
+    round_to: int = 1
+    allow_inexact: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class PrunePlan:
+    """Which units stay.
+
+    Attributes:
+        groups: all groups of the model, pruned or not.
+        kept: for each group the (K,) sorted indices of the units that stay.
+        reasons: for each group why it was left whole; empty where it was open to pruning.
+        reached: fraction of the target's cost that the plan removes.
+    """
+
+    groups: tuple[Group, ...]
+    kept: tuple[Indices, ...]
+    reasons: tuple[str, ...]
+    reached: float
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """One row per parameterised layer: ``before`` and ``after`` are its output widths.
+
+    ``macs`` are those of the unpruned layer: where it was left whole, what was forgone.
+    """
+
+    name: str
+    before: int
+    after: int
+    status: Literal["pruned", "protected", "skipped"]
+    reason: str
+    macs: int
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The verdict of :func:`d2prune.core.verify.verify`.
+
+    Attributes:
+        exact: masked equals pruned, and the control shows that the test can fail.
+        error: largest error over the outputs, relative to each output's largest magnitude.
+        control_error: the same for a mask of as many *kept* channels.
+        dtype: the arithmetic of the comparison, "float64".
+        compared: names of the outputs compared.
+        reason: why it is not exact; empty when it is.
+    """
+
+    exact: bool
+    error: float
+    control_error: float
+    dtype: str
+    compared: tuple[str, ...]
+    reason: str = ""
+
+
+Widths = Mapping[Site, int]

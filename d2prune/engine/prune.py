@@ -1,0 +1,146 @@
+"""One prune from end to end: trace, score, plan, cut, prove. The composition root of the core."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from d2prune.adapters import Target
+from d2prune.core.constraints import rooms
+from d2prune.core.costs import CostModel, measure
+from d2prune.core.coverage import coverage
+from d2prune.core.graph import trace_groups
+from d2prune.core.importance import CRITERIA, score
+from d2prune.core.planner import check, plan
+from d2prune.core.spec import PruneSpec, spec_of
+from d2prune.core.types import Coverage, Group, Proof, Request, Totals
+from d2prune.core.verify import verify
+from d2prune.errors import PruneError
+from d2prune.modeling.unfuse import unfused
+from d2prune.rebuild import prune_further
+
+Model = TypeVar("Model", bound=nn.Module)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class PruneResult(Generic[Model]):
+    """What :func:`prune` returns.
+
+    Attributes:
+        model: a new model; the one passed in is untouched.
+        spec: what was kept, enough to rebuild the model without tracing.
+        coverage: one row per layer, with the reason where it was left whole.
+        proof: None only with ``verify=False``.
+        before: parameters and MACs of the model passed in.
+        after: those of the pruned one, measured again, not predicted.
+        request: what was asked for.
+        reached: fraction of the request's target that went.
+    """
+
+    model: Model
+    spec: PruneSpec
+    coverage: tuple[Coverage, ...]
+    proof: Proof | None
+    before: Totals
+    after: Totals
+    request: Request
+    reached: float
+
+
+def prune(
+    model: Model,
+    amount: float = 0.5,
+    target: str = "macs",
+    criterion: str = "magnitude",
+    allocation: str = "global",
+    ratios: dict[str, float] | Sequence[tuple[str, float]] = (),
+    protect: Sequence[str] = (),
+    round_to: int = 1,
+    example_inputs: Any = None,
+    forward_fn: Callable[[nn.Module, Any], Any] | None = None,
+    allow_inexact: bool = False,
+    verify: bool = True,
+    *,
+    include: Sequence[str] = (),
+    max_ratio: float = 0.75,
+    input_size: tuple[int, int] | None = None,
+) -> PruneResult[Model]:
+    """Removes channels from a copy of ``model`` and proves that the rest computes the same.
+
+    Args:
+        model: any module; the common Detectron2 and AdelaiDet architectures have adapters.
+        amount: fraction of the whole model's ``target`` to REMOVE, 0 < amount < 1.
+        target: "channels", "params" or "macs": what ``amount`` counts.
+        criterion: name of a registered criterion.
+        allocation: "uniform" (the same fraction of every group) or "global" (lowest scores first).
+        ratios: fractions of channels to remove, by shell-style pattern over dotted module names;
+            such groups take no part in the allocation.
+        protect: patterns of layers whose output channels stay.
+        round_to: widths become multiples of this.
+        example_inputs: what to run, for models without an adapter: a tensor, or a tuple or dict of
+            arguments. With an adapter: (N, 3, H, W) raw images in place of noise.
+        forward_fn: ``forward_fn(model, example_inputs)``, returning the outputs that must be kept.
+        allow_inexact: prune also what can't be proved (channels under a LayerNorm).
+        verify: make the proof.
+        include: if given, only groups all of whose producers match one of these patterns.
+        max_ratio: largest fraction of any one group's channels.
+        input_size: (height, width) that costs are counted on; default 800 x 1344.
+
+    Raises:
+        PruneError: for a request that can't be met, a model that can't be traced, non-finite weights,
+            or a pruned model that fails the proof.
+    """
+    pairs = ratios.items() if isinstance(ratios, dict) else ratios
+    request = Request(
+        amount, target, criterion, allocation, tuple((p, float(r)) for p, r in pairs), tuple(protect),
+        tuple(include), max_ratio, round_to, allow_inexact,
+    )  # fmt: skip
+    return prune_model(model, request, Target(model, example_inputs, forward_fn, input_size), verify)
+
+
+def prune_model(model: Model, request: Request, target: Target, prove: bool = True) -> PruneResult[Model]:
+    """As :func:`prune`, from a request and a trace target."""
+    check(request)
+    _check_model(model)
+    groups = find_groups(model, target)
+    costs = _measure(model, target)
+    names = [name for name, _ in model.named_modules()]
+    decided = plan(
+        groups, score(model, groups, request.criterion), rooms(groups, request, names), costs, request
+    )
+    spec = spec_of(decided, type(model).__name__, model)
+    pruned = prune_further(copy.deepcopy(model), spec)
+    after = _measure(pruned, target).totals
+    proof = verify(model, pruned, decided, spec, target.outputs) if prove else None
+    return PruneResult(
+        pruned, spec, coverage(model, pruned, decided, costs), proof, costs.totals, after, request, decided.reached
+    )
+
+
+def find_groups(model: nn.Module, target: Target) -> tuple[Group, ...]:
+    """Groups of channels that go together; traced in float32 on a copy, autocast off."""
+    traced = copy.deepcopy(model).float().eval()
+    with unfused(traced) as names:
+        return trace_groups(traced, target.outputs, names)
+
+
+def _check_model(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise PruneError(f"{name} is not finite; refusing to prune")
+
+
+def _measure(model: nn.Module, target: Target) -> CostModel:
+    """Counts on the meta device, which costs nothing at any image size, where the model runs there."""
+    try:
+        return measure(copy.deepcopy(model).to("meta").eval(), target.inference)
+    except (NotImplementedError, RuntimeError) as error:
+        logger.info("counting on the model's own device: it does not run on meta (%s)", error)
+        return measure(copy.deepcopy(model).eval(), target.inference)

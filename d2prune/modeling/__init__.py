@@ -1,0 +1,42 @@
+"""Architectures under AdelaiDet's registry names, written from the papers.
+
+Importing this package fills Detectron2's registries (`registration`): with AdelaiDet's own classes
+where `import adet.modeling` succeeds, else with the ones here. The names below are the classes in
+use; ProtoNet and the narrow backbones are always d2prune's.
+"""
+
+from __future__ import annotations
+
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+)
+
+from .backbone import (
+    build_fcos_narrow_resnet_fpn_backbone,
+    build_narrow_resnet_backbone,
+    build_narrow_resnet_fpn_backbone,
+)
+from .blendmask import ProtoNet, basis_sem_from_instances
+from .registration import register
+
+HAS_ADELAIDET = register()
+
+BlendMask = META_ARCH_REGISTRY.get("BlendMask")
+OneStageDetector = META_ARCH_REGISTRY.get("OneStageDetector")
+FCOS = PROPOSAL_GENERATOR_REGISTRY.get("FCOS")
+build_fcos_resnet_fpn_backbone = BACKBONE_REGISTRY.get("build_fcos_resnet_fpn_backbone")
+
+__all__ = [
+    "FCOS",
+    "HAS_ADELAIDET",
+    "BlendMask",
+    "OneStageDetector",
+    "ProtoNet",
+    "basis_sem_from_instances",
+    "build_fcos_narrow_resnet_fpn_backbone",
+    "build_fcos_resnet_fpn_backbone",
+    "build_narrow_resnet_backbone",
+    "build_narrow_resnet_fpn_backbone",
+]

@@ -1,0 +1,74 @@
+"""A freshly built model brought to a pruned model's widths; and the registry entry that does so."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import nn
+
+from d2prune.adapters import find_adapter
+from d2prune.core.layers import ConvNd, Keep, axis_width
+from d2prune.core.spec import PruneSpec, compose
+from d2prune.core.surgery import resize
+from d2prune.errors import PruneError
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def spec_of_model(model: nn.Module) -> PruneSpec | None:
+    """The spec that ``model`` was pruned or rebuilt by; None for an unpruned model."""
+    spec = getattr(model, "prune_spec", None)
+    return spec if isinstance(spec, PruneSpec) else None
+
+
+def rebuild(model: Model, spec: PruneSpec) -> Model:
+    """Resizes an unpruned model to ``spec``, in place; kept channels keep their weights.
+
+    Nothing is traced and nothing unpickled. Layers that only training builds (a BlendMask's semantic
+    branch, with MODEL.BASIS_MODULE.LOSS_ON) may be missing, or new: new ones are cut to what they read.
+
+    Raises:
+        PruneError: if the spec was made for another model, or ``model`` is pruned already.
+    """
+    if spec.base != type(model).__name__:
+        raise PruneError(f"the pruning spec is of a {spec.base}; the model is a {type(model).__name__}")
+    if spec_of_model(model) is not None:
+        raise PruneError(f"this {spec.base} is pruned already: rebuild a freshly built one")
+    return _apply(model, spec, spec)
+
+
+def prune_further(model: Model, spec: PruneSpec) -> Model:
+    """Cuts ``model``, pruned before or not, by a spec made for it as it is; in place."""
+    before = spec_of_model(model)
+    return _apply(model, spec, compose(before, spec) if before is not None else spec)
+
+
+def _apply(model: Model, spec: PruneSpec, recorded: PruneSpec) -> Model:
+    adapter = find_adapter(model)
+    branches = adapter.training_only(model) if adapter is not None else {}
+    resize(model, _fit(model, spec, branches))
+    model.prune_spec = recorded
+    if adapter is not None:
+        adapter.after_resize(model)
+    return model
+
+
+def _fit(model: nn.Module, spec: PruneSpec, branches: Mapping[str, str]) -> PruneSpec:
+    """The part of ``spec`` that concerns ``model``, with its new training-only layers added."""
+    present = {name: module for name, module in model.named_modules()}
+
+    def missing(name: str) -> bool:
+        return name not in present and any(name.startswith(branch + ".") for branch in branches)
+
+    layers = {name: keep for name, keep in spec.layers.items() if not missing(name)}
+    widths = {name: spec.widths[name] for name in layers}
+    for branch, source in branches.items():
+        inside = [n for n, m in present.items() if n.startswith(branch + ".") and isinstance(m, ConvNd)]
+        kept = spec.layers[source].out if source in spec.layers else None
+        if inside and kept is not None and not any(name in spec.layers for name in inside):
+            first = inside[0]
+            layers[first] = Keep(inp=kept)
+            widths[first] = (None, axis_width(present[first], "in"))
+    return dataclasses.replace(spec, layers=layers, widths=widths)
