@@ -105,6 +105,10 @@ class Target:
         """What one image costs: the dense outputs that inference needs."""
         return self._run(model, self.counted, training_branches=False)
 
+    def dense(self, model: nn.Module, images: Tensor) -> Mapping[str, Tensor]:
+        """All dense outputs on other images than the fixed ones; gradients flow to them."""
+        return self._run(model, images, training_branches=True)
+
     def _run(self, model: nn.Module, inputs: Any, training_branches: bool) -> Mapping[str, Tensor]:
         inputs = tree_map(lambda value: _like(value, model), inputs)
         if self.adapter is not None:

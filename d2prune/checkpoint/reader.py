@@ -153,7 +153,7 @@ def _guarded(path: str | os.PathLike[str], load: Any) -> Any:
     except _DAMAGE as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise PruneError(
-            f"'{path}' is not a readable checkpoint: {type(error).__name__}: {first}"
+            f"'{path}' is not a readable checkpoint (damaged or truncated?): {type(error).__name__}: {first}"
         ) from error
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from d2prune.core.costs import CostModel
-from d2prune.core.layers import axis_width, is_layer
+from d2prune.core.layers import axis_width, is_layer, parameter_dim
 from d2prune.core.types import Coverage, PrunePlan
 
 
@@ -17,12 +17,12 @@ def coverage(
 ) -> tuple[Coverage, ...]:
     """One row per layer of ``model`` that holds parameters or frozen norms, in its own order."""
     whys = dict(_whys(plan))
-    rows = []
+    rows: list[Coverage] = []
     for name, module in model.named_modules():
         if not _has_tensors(module):
             continue
         if not is_layer(module):
-            rows.append(_unknown(name, module))
+            rows.extend(_bare(name, module, pruned.get_submodule(name), whys))
             continue
         before, after = axis_width(module, "out"), axis_width(pruned.get_submodule(name), "out")
         why = whys.get(name, "was not reached by the trace") if before == after else ""
@@ -47,12 +47,26 @@ def _status(before: int, after: int, why: str) -> Literal["pruned", "protected",
 
 
 def _has_tensors(module: nn.Module) -> bool:
-    tensors: Mapping[str, object] = {**module._parameters, **module._buffers}
+    tensors: Mapping[str, object] = {**module._parameters, **(module._buffers if is_layer(module) else {})}
     persistent = [n for n, t in tensors.items() if n not in module._non_persistent_buffers_set and t is not None]
     return bool(persistent)
 
 
-def _unknown(name: str, module: nn.Module) -> Coverage:
-    scalar = all(p.numel() == 1 for p in module.parameters(recurse=False))
-    why = "holds no channels" if scalar else f"{type(module).__name__} is not a layer d2prune can cut"
-    return Coverage(name, 1 if scalar else 0, 1 if scalar else 0, "skipped", why, 0)
+def _bare(
+    name: str, module: nn.Module, pruned: nn.Module, whys: Mapping[str, str]
+) -> Iterator[Coverage]:
+    """Rows of a module that is no layer: one for each parameter with channels, one for the others."""
+    left = []
+    for leaf, parameter in module.named_parameters(recurse=False):
+        path = f"{name}.{leaf}" if name else leaf
+        if path not in whys:
+            left.append(parameter)
+            continue
+        dim = parameter_dim(parameter)
+        before, after = parameter.shape[dim], pruned.get_parameter(leaf).shape[dim]
+        why = whys[path] if before == after else ""
+        yield Coverage(path, before, after, _status(before, after, why), why, 0)
+    if left:
+        scalar = all(p.numel() == 1 for p in left)
+        why = "holds no channels" if scalar else f"{type(module).__name__} is not a layer d2prune can cut"
+        yield Coverage(name, int(scalar), int(scalar), "skipped", why, 0)

@@ -7,14 +7,15 @@ taking its groups, whose merge forgets that two channels of one layer were tied.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch_pruning
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from d2prune.core.layers import ConvNd, axis_width, is_depthwise, is_layer, parameter_dim
 from d2prune.core.types import Axis, Group, Member, Site
@@ -22,6 +23,7 @@ from d2prune.core.units import Ties, blocks, combs
 from d2prune.errors import PruneError
 
 Outputs = Mapping[str, Tensor]
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 Node = Any  # torch_pruning.dependency.Node: untyped upstream
 
 
@@ -92,8 +94,12 @@ class _Flow:
         self.owner: dict[tuple[Node, Axis], dict[int, int]] = defaultdict(dict)
         self.fixed: dict[int, str] = {}
         self.paths: dict[Node, str] = {}
+        self.whole: dict[Node, str] = {}
+        whole = dict(_left_whole(names))
         for module, node in graph.module2node.items():
             path = graph._param_to_name.get(module) if _is_parameter(module) else names.get(module)
+            if module in whole:
+                self.whole[node] = whole[module]
             if path is not None and is_layer(module):
                 self.paths[node] = path
         self.rank = {path: i for i, path in enumerate(names.values())}
@@ -153,7 +159,10 @@ class _Flow:
         return axis_width(node.module, axis)
 
     def fix_outputs(self, outputs: Mapping[Any, str]) -> None:
+        """What reaches an output stays, and what meets a layer that can't be cut."""
         for (node, _), owned in self.owner.items():
+            if node in self.whole:
+                self.fixed.update(dict.fromkeys(owned.values(), self.whole[node]))
             name = outputs.get(node.grad_fn) if node not in self.paths else None
             if name is not None:
                 self.fixed.update((item, f"is the model's output '{name}'") for item in owned.values())
@@ -206,6 +215,30 @@ class _Flow:
             "",
         )
         return Group(producers[0], members, producers, fixed, inexact)
+
+
+def _left_whole(names: Mapping[nn.Module, str]) -> Iterator[tuple[object, str]]:
+    """Modules and bare parameters that :func:`d2prune.core.layers.cut` can't handle, and why."""
+    owners = Counter(id(p) for module in names for p in module._parameters.values())
+    for module, name in names.items():
+        own = [p for p in module._parameters.values() if p is not None]
+        why = ""
+        if any(owners[id(p)] > 1 for p in own):
+            why = f"{name} shares its weights with another layer"
+        elif not is_layer(module) and (why_not := _built_in(module)):
+            why = f"{name} is {why_not}, which d2prune can't cut"
+        if why:
+            yield from ((thing, why) for thing in (module, *own))
+
+
+def _built_in(module: nn.Module) -> str:
+    """What a layer of torch is that has channels but no handler (attention, LSTM, RMSNorm, ...)."""
+    has_channels = any(p.numel() > 1 for p in module.parameters())
+    kind = type(module)
+    if parametrize.is_parametrized(module) or "weight" in module.__dict__:
+        return f"a {kind.__name__} whose weight is computed"
+    foreign = not kind.__module__.startswith("torch.nn") or isinstance(module, _CONTAINERS)
+    return "" if foreign or not has_channels else f"a {kind.__name__}"
 
 
 def _map(edge: Any, items: list[_Index]) -> list[_Index]:

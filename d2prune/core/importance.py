@@ -58,10 +58,10 @@ def _channels_first(layer: nn.Module, weight: Tensor, member: Member) -> Tensor:
     """The weight with one row for each position of the member's axis."""
     if weight.dim() == 1 or is_depthwise(layer):
         return weight.reshape(weight.shape[0], -1)
-    if isinstance(layer, ConvNd) and layer.groups > 1 and member.axis == "in":
-        per_group = weight.reshape(layer.groups, -1, *weight.shape[1:])
-        return per_group.transpose(1, 2).reshape(layer.in_channels, -1)
     channel_dim = int(member.axis == "in")
     if isinstance(layer, ConvNd) and layer.transposed:
         channel_dim = 1 - channel_dim
+    if isinstance(layer, ConvNd) and layer.groups > 1 and channel_dim == 1:
+        per_group = weight.reshape(layer.groups, -1, *weight.shape[1:])
+        return per_group.transpose(1, 2).flatten(0, 1).flatten(1)
     return torch.movedim(weight, channel_dim, 0)

@@ -28,6 +28,8 @@ def is_layer(layer: object) -> bool:
     """True where :func:`cut` can take channels out."""
     if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
         return False  # one slope for all channels: nothing to take out
+    if isinstance(layer, (*ConvNd, nn.Linear)) and "weight" not in layer._parameters:
+        return False  # its weight is computed (weight_norm and the like): slices would not last
     return isinstance(layer, nn.Parameter) or _handler(layer) is not None
 
 
@@ -119,14 +121,16 @@ def _cut_conv(layer: nn.Module, keep: Keep) -> None:
         layer.in_channels = layer.out_channels = layer.weight.shape[0]
         layer.groups = keep.groups
         return
-    select(layer, "weight", out_dim, keep.out)
+    select(layer, "weight", out_dim, _fitting(keep.out, layer.weight.shape[out_dim]))
+    select(layer, "weight", in_dim, _fitting(keep.inp, layer.weight.shape[in_dim]))
     select(layer, "bias", 0, keep.out)
-    if keep.inp is not None:
-        per_group = layer.in_channels // layer.groups
-        select(layer, "weight", in_dim, [i for i in keep.inp if i < per_group])
-        layer.in_channels = len(keep.inp)
-    if keep.out is not None:
-        layer.out_channels = len(keep.out)
+    layer.in_channels = len(keep.inp) if keep.inp is not None else layer.in_channels
+    layer.out_channels = len(keep.out) if keep.out is not None else layer.out_channels
+
+
+def _fitting(kept: Sequence[int] | None, size: int) -> list[int] | None:
+    """Grouped convolutions hold one axis once, for all groups, which are cut alike."""
+    return None if kept is None else [i for i in kept if i < size]
 
 
 def _cut_linear(layer: nn.Module, keep: Keep) -> None:

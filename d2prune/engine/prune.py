@@ -16,7 +16,8 @@ from d2prune.core.constraints import rooms
 from d2prune.core.costs import CostModel, measure
 from d2prune.core.coverage import coverage
 from d2prune.core.graph import trace_groups
-from d2prune.core.importance import CRITERIA, score
+from d2prune.core.importance import score
+from d2prune.core.layers import is_layer
 from d2prune.core.planner import check, plan
 from d2prune.core.spec import PruneSpec, spec_of
 from d2prune.core.types import Coverage, Group, Proof, Request, Totals
@@ -35,7 +36,8 @@ class PruneResult(Generic[Model]):
 
     Attributes:
         model: a new model; the one passed in is untouched.
-        spec: what was kept, enough to rebuild the model without tracing.
+        spec: what was kept of the unpruned model, enough to rebuild it without tracing.
+        step: what was kept of the model passed in: ``spec`` itself, unless that was pruned before.
         coverage: one row per layer, with the reason where it was left whole.
         proof: None only with ``verify=False``.
         before: parameters and MACs of the model passed in.
@@ -46,6 +48,7 @@ class PruneResult(Generic[Model]):
 
     model: Model
     spec: PruneSpec
+    step: PruneSpec
     coverage: tuple[Coverage, ...]
     proof: Proof | None
     before: Totals
@@ -110,17 +113,25 @@ def prune_model(model: Model, request: Request, target: Target, prove: bool = Tr
     check(request)
     _check_model(model)
     groups = find_groups(model, target)
-    costs = _measure(model, target)
+    costs = measure_model(model, target)
     names = [name for name, _ in model.named_modules()]
     decided = plan(
         groups, score(model, groups, request.criterion), rooms(groups, request, names), costs, request
     )
     spec = spec_of(decided, type(model).__name__, model)
     pruned = prune_further(copy.deepcopy(model), spec)
-    after = _measure(pruned, target).totals
+    after = _measure_pruned(pruned, target)
     proof = verify(model, pruned, decided, spec, target.outputs) if prove else None
     return PruneResult(
-        pruned, spec, coverage(model, pruned, decided, costs), proof, costs.totals, after, request, decided.reached
+        model=pruned,
+        spec=pruned.prune_spec,
+        step=spec,
+        coverage=coverage(model, pruned, decided, costs),
+        proof=proof,
+        before=costs.totals,
+        after=after,
+        request=request,
+        reached=decided.reached,
     )
 
 
@@ -132,13 +143,25 @@ def find_groups(model: nn.Module, target: Target) -> tuple[Group, ...]:
 
 
 def _check_model(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+    layers = {name: module for name, module in model.named_modules() if is_layer(module)}
+    statistics = ((f"{n}.{b}", t) for n, m in layers.items() for b, t in m.named_buffers(recurse=False))
+    for name, tensor in (*model.named_parameters(), *statistics):
+        if not torch.isfinite(tensor).all():
             raise PruneError(f"{name} is not finite; refusing to prune")
 
 
-def _measure(model: nn.Module, target: Target) -> CostModel:
-    """Counts on the meta device, which costs nothing at any image size, where the model runs there."""
+def _measure_pruned(pruned: nn.Module, target: Target) -> Totals:
+    try:
+        return measure_model(pruned, target).totals
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise PruneError(
+            f"the pruned model does not run: {error} (its code may repeat a width as a number; "
+            "keep the layers before that place whole with MODEL.PRUNING.PROTECT)"
+        ) from error
+
+
+def measure_model(model: nn.Module, target: Target) -> CostModel:
+    """Costs of one image. Counts on the meta device, which costs nothing at any image size, where the model runs there."""
     try:
         return measure(copy.deepcopy(model).to("meta").eval(), target.inference)
     except (NotImplementedError, RuntimeError) as error:

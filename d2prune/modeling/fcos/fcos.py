@@ -76,8 +76,8 @@ class FCOS(nn.Module):
                 center_radius=fcos.POS_RADIUS if fcos.CENTER_SAMPLE else None,
             ),
             "loss": _loss(fcos),
-            "select_train": _inference(fcos, "TRAIN"),
-            "select_test": _inference(fcos, "TEST"),
+            "select_train": FCOSInference.from_config(fcos, "TRAIN"),
+            "select_test": FCOSInference.from_config(fcos, "TEST"),
             "yield_proposal": fcos.YIELD_PROPOSAL,
             "yield_box_features": fcos.YIELD_BOX_FEATURES,
         }
@@ -155,17 +155,6 @@ def _loss(fcos: CfgNode) -> FCOSLoss:
         cls_weight=fcos.LOSS_WEIGHT_CLS,
         loc_loss=fcos.LOC_LOSS_TYPE,
         quality=fcos.BOX_QUALITY,
-    )
-
-
-def _inference(fcos: CfgNode, phase: str) -> FCOSInference:
-    return FCOSInference(
-        strides=tuple(fcos.FPN_STRIDES),
-        score_threshold=fcos[f"INFERENCE_TH_{phase}"],
-        threshold_with_ctr=fcos.THRESH_WITH_CTR,
-        pre_nms_topk=fcos[f"PRE_NMS_TOPK_{phase}"],
-        nms_threshold=fcos.NMS_TH,
-        post_nms_topk=fcos[f"POST_NMS_TOPK_{phase}"],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
@@ -29,6 +30,18 @@ class FCOSInference:
     pre_nms_topk: int
     nms_threshold: float
     post_nms_topk: int
+
+    @classmethod
+    def from_config(cls, fcos: CfgNode, phase: str) -> FCOSInference:
+        """Read MODEL.FCOS for `phase` "TRAIN" or "TEST"."""
+        return cls(
+            strides=tuple(fcos.FPN_STRIDES),
+            score_threshold=fcos[f"INFERENCE_TH_{phase}"],
+            threshold_with_ctr=fcos.THRESH_WITH_CTR,
+            pre_nms_topk=fcos[f"PRE_NMS_TOPK_{phase}"],
+            nms_threshold=fcos.NMS_TH,
+            post_nms_topk=fcos[f"POST_NMS_TOPK_{phase}"],
+        )
 
     def __call__(
         self,

@@ -1,0 +1,154 @@
+"""MODEL.FINETUNE: which checkpoint it starts from, what it may overwrite, what trains, how it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import nn
+
+from d2prune.checkpoint import build_from_cfg, spec_of_file
+from d2prune.engine import record
+from d2prune.engine.publish import publish
+from d2prune.engine.settings import PRUNED_NAME, target_from_cfg
+from d2prune.engine.prune import measure_model
+from d2prune.errors import PruneError
+from d2prune.files import whole_file
+from d2prune.modeling.unfuse import thaw
+from d2prune.rebuild import spec_of_model
+
+logger = logging.getLogger(__name__)
+
+
+def last_checkpoint(cfg: CfgNode) -> str:
+    """Path of the checkpoint that OUTPUT_DIR/last_checkpoint names; empty if there is none."""
+    tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    if not tag.is_file():
+        return ""
+    file = tag.parent / tag.read_text(encoding="utf-8").strip()
+    return str(file) if file.is_file() else ""
+
+
+def has_pruned_run(cfg: CfgNode) -> bool:
+    """True if OUTPUT_DIR's last checkpoint is of a pruned model."""
+    last = last_checkpoint(cfg)
+    return bool(last) and spec_of_file(last) is not None
+
+
+def deciding_checkpoint(cfg: CfgNode) -> str:
+    """The file whose spec the model is built by: the run to resume where there is one, or WEIGHTS."""
+    return last_checkpoint(cfg) if has_pruned_run(cfg) else cfg.MODEL.WEIGHTS
+
+
+def after_prune(cfg: CfgNode) -> CfgNode:
+    """The config that fine-tunes what MODEL.PRUNE has just saved."""
+    out = cfg.clone()
+    out.defrost()
+    out.MODEL.PRUNE = False
+    out.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, PRUNED_NAME + ".pth")
+    out.freeze()
+    return out
+
+
+def check_output_dir(cfg: CfgNode, resume: bool) -> bool:
+    """Whether to resume; never loses another run's files.
+
+    Raises:
+        PruneError: if OUTPUT_DIR holds another run and ``resume`` is False.
+    """
+    last = last_checkpoint(cfg)
+    if last and not _same(last, cfg.MODEL.WEIGHTS):
+        if not resume:
+            raise PruneError(
+                f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' holds another run ({os.path.basename(last)}); "
+                "pass --resume to continue it, or set OUTPUT_DIR to another folder"
+            )
+        return True
+    if comm.is_main_process():
+        _set_aside(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    # The pruned checkpoint itself is a start, not a run to resume: it holds no optimizer.
+    return False
+
+
+def _same(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _set_aside(final: Path) -> None:
+    """Renames the unpruned model_final.pth that fine-tuning would replace."""
+    if final.is_file() and spec_of_file(str(final)) is None:
+        aside = final.with_name("model_final_unpruned.pth")
+        os.replace(final, aside)
+        logger.warning("'%s' is of an unpruned model: renamed to '%s'", final, aside.name)
+
+
+def prepare(cfg: CfgNode, model: nn.Module, weights: str) -> nn.Module:
+    """Checks that the model is a pruned one, thaws it unless told otherwise, and says what trains.
+
+    Raises:
+        PruneError: if ``weights`` holds no spec.
+    """
+    if spec_of_model(model) is None:
+        raise PruneError(
+            f"'{weights}' holds no pruning spec: prune it first with MODEL.PRUNE True, or train it "
+            "with MODEL.FINETUNE False"
+        )
+    frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
+    if cfg.MODEL.PRUNING.KEEP_FROZEN:
+        logger.info("KEEP_FROZEN: %d frozen parameters and all frozen norms stay frozen", len(frozen))
+    else:
+        thawed = thaw(model)
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        if thawed or frozen:
+            logger.info(
+                "fine-tuning trains %d FrozenBatchNorm2d as BatchNorm2d and %d frozen parameters "
+                "(RESNETS.NORM %s, BACKBONE.FREEZE_AT %d are ignored; MODEL.PRUNING.KEEP_FROZEN True "
+                "keeps them)",
+                len(thawed), len(frozen), cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT,
+            )  # fmt: skip
+    norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    logger.info(
+        "fine-tuning '%s': %d iterations of %d images, %s, learning rate %g, %d BatchNorms train",
+        weights, cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.LR_SCHEDULER_NAME,
+        cfg.SOLVER.BASE_LR, norms,
+    )  # fmt: skip
+    return model
+
+
+def finish(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], iterations: int) -> None:
+    """Writes spec, pruned.yaml and the report for the fine-tuned model; on the first rank only."""
+    if not comm.is_main_process():
+        return
+    spec = spec_of_model(model)
+    assert spec is not None, "prepare() has checked this"
+    weights = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+    with whole_file(os.path.join(cfg.OUTPUT_DIR, record.SPEC_FILE)) as file:
+        file.write(spec.to_json())
+    path = record.write_pruned_config(cfg, cfg.OUTPUT_DIR, weights)
+    logger.info("'%s' now names the fine-tuned weights", path)
+    report = record.read_report_json(os.path.dirname(cfg.MODEL.WEIGHTS))
+    if report is None:
+        logger.warning("no %s beside '%s': no report", record.REPORT_FILE, cfg.MODEL.WEIGHTS)
+        return
+    totals = measure_model(model, target_from_cfg(cfg, model)).totals
+    row = record.stage("fine-tuned", vars(totals), results, weights, iterations)
+    report["stages"] = [s for s in report["stages"] if s["name"] != "fine-tuned"] + [row]
+    publish(cfg, report, {**_earlier(cfg, report), "fine-tuned": model})
+
+
+def _earlier(cfg: CfgNode, report: record.Report) -> dict[str, nn.Module]:
+    """The baseline and the pruned model, for timing and pictures, where their files still exist."""
+    models = {}
+    for row in report["stages"]:
+        if row["name"] in ("baseline", "pruned") and os.path.isfile(row["weights"]):
+            stage = cfg.clone()
+            stage.defrost()
+            stage.MODEL.WEIGHTS, stage.MODEL.FINETUNE = row["weights"], False
+            models[row["name"]] = build_from_cfg(stage)
+    return models

@@ -1,0 +1,116 @@
+"""MODEL.PRUNE True from start to end: load, prune, prove, save, evaluate, report, say what is next."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import nn
+
+from d2prune.checkpoint import PruningCheckpointer
+from d2prune.core.spec import PruneSpec
+from d2prune.engine import record
+from d2prune.engine.prune import PruneResult, prune_model
+from d2prune.engine.publish import publish
+from d2prune.engine.settings import (
+    PRUNED_NAME,
+    check_modes,
+    input_size,
+    request_from_cfg,
+    target_from_cfg,
+)
+from d2prune.errors import PruneError
+from d2prune.files import whole_file
+from d2prune.rebuild import prune_further
+
+logger = logging.getLogger(__name__)
+Test = Callable[[CfgNode, nn.Module], Mapping[str, Any]]
+
+
+def run_prune(cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test) -> Mapping[str, Any]:
+    """Prunes MODEL.WEIGHTS into OUTPUT_DIR and evaluates both models.
+
+    With several ranks the first plans and proves; the others are sent its spec.
+
+    Args:
+        cfg: with MODEL.PRUNE on.
+        build: builds the model to prune, without weights.
+        test: evaluates a model on DATASETS.TEST, on all ranks; empty if there is no evaluator.
+
+    Returns:
+        The pruned model's evaluation results.
+
+    Raises:
+        PruneError: on every rank alike. Files are only written once the proof has passed.
+    """
+    check_modes(cfg)
+    model = build(cfg)
+    PruningCheckpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    model.eval()
+    result, pruned = _prune_on_first_rank(cfg, model)
+    report = None
+    if result is not None:
+        report = _save(cfg, model, result)
+    comm.synchronize()
+    before, after = test(cfg, model), test(cfg, pruned)
+    if report is not None:
+        _finish(cfg, report, {"baseline": (model, before), "pruned": (pruned, after)})
+    comm.synchronize()
+    return after
+
+
+def _prune_on_first_rank(
+    cfg: CfgNode, model: nn.Module
+) -> tuple[PruneResult[nn.Module] | None, nn.Module]:
+    result, error, text = None, "", ""
+    if comm.is_main_process():
+        try:
+            prove = cfg.MODEL.PRUNING.VERIFY
+            result = prune_model(model, request_from_cfg(cfg), target_from_cfg(cfg, model), prove)
+            text = result.step.to_json()
+        except PruneError as failed:
+            if comm.get_world_size() == 1:
+                raise
+            error = str(failed)
+    error, text = comm.all_gather((error, text))[0]
+    if error:
+        raise PruneError(error)
+    if result is not None:
+        return result, result.model
+    return None, prune_further(copy.deepcopy(model), PruneSpec.from_json(text))
+
+
+def _save(cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module]) -> record.Report:
+    folder = cfg.OUTPUT_DIR
+    os.makedirs(folder, exist_ok=True)
+    checkpointer = PruningCheckpointer(result.model, folder)
+    checkpointer.save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
+    checkpointer.save(PRUNED_NAME, iteration=0)
+    with whole_file(os.path.join(folder, record.SPEC_FILE)) as file:
+        file.write(result.spec.to_json())
+    record.write_pruned_config(cfg, folder, os.path.join(folder, PRUNED_NAME + ".pth"))
+    report = record.report_of(result, cfg, input_size(cfg, model))
+    record.write_report_json(report, folder)
+    return report
+
+
+def _finish(
+    cfg: CfgNode,
+    report: record.Report,
+    evaluated: Mapping[str, tuple[nn.Module, Mapping[str, Any]]],
+) -> None:
+    weights = os.path.join(cfg.OUTPUT_DIR, PRUNED_NAME + ".pth")
+    files = {"baseline": cfg.MODEL.WEIGHTS, "pruned": weights}
+    totals = {"baseline": report["before"], "pruned": report["after"]}
+    report["stages"] = [
+        record.stage(name, totals[name], results, files[name])
+        for name, (_, results) in evaluated.items()
+    ]
+    publish(cfg, report, {name: model for name, (model, _) in evaluated.items()})
+    if not cfg.MODEL.FINETUNE:
+        logger.info("Next, to get the accuracy back:\n  %s", record.next_command(weights))

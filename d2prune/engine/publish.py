@@ -1,0 +1,60 @@
+"""The report as people read it: timed, illustrated, written, and its verdict in the log."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from torch import nn
+
+from d2prune.analysis.benchmark import latency, real_inputs
+from d2prune.analysis.pictures import PictureRow, example_pictures
+from d2prune.analysis.report import write_report
+from d2prune.analysis.table import stage_table
+from d2prune.analysis.wording import verdict
+from d2prune.engine import record
+
+logger = logging.getLogger(__name__)
+HTML_FILE = "pruning_report.html"
+IMAGES = 4
+
+
+def publish(cfg: CfgNode, report: record.Report, models: Mapping[str, nn.Module]) -> None:
+    """Writes pruning_report.json and .html to OUTPUT_DIR and logs the table and the verdict.
+
+    Args:
+        cfg: its DATASETS.TEST gives the images to time and draw; without evaluated stages both are
+            left out.
+        report: changed in place: the stages gain latencies.
+        models: the stages' models by name; the first is the baseline of all ratios.
+    """
+    pictures: list[PictureRow] = []
+    if any(row["box_ap"] is not None or row["mask_ap"] is not None for row in report["stages"]):
+        _time(cfg, report["stages"], models)
+        pictures = _draw(cfg, models)
+    else:
+        logger.info("not evaluated (no DATASETS.TEST or no evaluator): no AP, timings or pictures")
+    record.write_report_json(report, cfg.OUTPUT_DIR)
+    path = os.path.join(cfg.OUTPUT_DIR, HTML_FILE)
+    write_report(report, path, pictures)
+    logger.info("Report: %s\n%s\n%s", path, stage_table(report), verdict(report))
+
+
+def _time(cfg: CfgNode, stages: list[dict[str, Any]], models: Mapping[str, nn.Module]) -> None:
+    timed = latency(models, real_inputs(cfg, IMAGES))
+    for row in stages:
+        if row["name"] in timed:
+            row["latency_ms"] = dataclasses.asdict(timed[row["name"]])
+
+
+def _draw(cfg: CfgNode, models: Mapping[str, nn.Module]) -> list[PictureRow]:
+    name = cfg.DATASETS.TEST[0]
+    mapper = DatasetMapper(cfg, is_train=False)
+    return example_pictures(
+        DatasetCatalog.get(name), models, MetadataCatalog.get(name), IMAGES, mapper=mapper
+    )

@@ -1,0 +1,89 @@
+"""The one place that reads MODEL.PRUNING.*: config in, plain values out."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from d2prune.adapters import Target
+from d2prune.core.types import Request
+from d2prune.errors import PruneError
+
+
+def request_from_cfg(cfg: CfgNode) -> Request:
+    """MODEL.PRUNING as a Request.
+
+    Raises:
+        PruneError: if RATIOS is not a list of [pattern, fraction].
+    """
+    keys = cfg.MODEL.PRUNING
+    return Request(
+        amount=float(keys.AMOUNT),
+        target=keys.TARGET,
+        criterion=keys.CRITERION,
+        allocation=keys.ALLOCATION,
+        ratios=tuple(_ratio(row) for row in keys.RATIOS),
+        protect=tuple(keys.PROTECT),
+        include=tuple(keys.INCLUDE),
+        max_ratio=float(keys.MAX_RATIO),
+        round_to=keys.ROUND_TO,
+        allow_inexact=keys.ALLOW_INEXACT,
+    )
+
+
+def _ratio(row: Any) -> tuple[str, float]:
+    try:
+        pattern, fraction = row
+        return str(pattern), float(fraction)
+    except (TypeError, ValueError) as error:
+        raise PruneError(
+            f"MODEL.PRUNING.RATIOS has the row {row!r}; expected [pattern, fraction of channels]"
+        ) from error
+
+
+def input_size(cfg: CfgNode, model: nn.Module) -> tuple[int, int]:
+    """(height, width) that MACs are counted on: INPUT_SIZE, or the test size padded as the model does.
+
+    Raises:
+        PruneError: if INPUT_SIZE is neither empty nor two positive integers.
+    """
+    size = tuple(cfg.MODEL.PRUNING.INPUT_SIZE)
+    if not size:
+        size = (cfg.INPUT.MIN_SIZE_TEST, max(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST))
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise PruneError(
+            f"MODEL.PRUNING.INPUT_SIZE is {size!r}; expected () or (height, width) in pixels"
+        )
+    step = getattr(getattr(model, "backbone", None), "size_divisibility", 0) or 32
+    height, width = (-(-side // step) * step for side in size)
+    return height, width
+
+
+def target_from_cfg(cfg: CfgNode, model: nn.Module) -> Target:
+    """What to trace, count and prove on; needs an adapter for the model's class."""
+    return Target(model, count_size=input_size(cfg, model))
+
+
+def check_modes(cfg: CfgNode) -> None:
+    """Raises PruneError where PRUNE or FINETUNE lacks what it needs, before anything is built."""
+    if cfg.MODEL.PRUNE and not cfg.MODEL.WEIGHTS:
+        raise PruneError(
+            "MODEL.PRUNE needs MODEL.WEIGHTS: the path of the trained checkpoint to prune"
+        )
+    if cfg.MODEL.FINETUNE and not cfg.MODEL.WEIGHTS:
+        raise PruneError(
+            "MODEL.FINETUNE needs MODEL.WEIGHTS: the path of a pruned checkpoint "
+            "(OUTPUT_DIR/model_pruned.pth after MODEL.PRUNE True)"
+        )
+    pruned = os.path.join(cfg.OUTPUT_DIR, PRUNED_NAME + ".pth")
+    if cfg.MODEL.PRUNE and os.path.abspath(cfg.MODEL.WEIGHTS) == os.path.abspath(pruned):
+        raise PruneError(
+            f"MODEL.WEIGHTS is '{cfg.MODEL.WEIGHTS}', which MODEL.PRUNE would overwrite; "
+            "set OUTPUT_DIR to another folder"
+        )
+
+
+PRUNED_NAME = "model_pruned"

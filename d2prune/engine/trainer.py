@@ -1,0 +1,125 @@
+"""MODEL.PRUNE and MODEL.FINETUNE for an existing trainer: overrides only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from d2prune.checkpoint import PruningCheckpointer, build_model
+from d2prune.engine import finetuning
+from d2prune.engine.pruning_run import run_prune
+from d2prune.engine.settings import check_modes
+from d2prune.modeling.basic_block import separate_norms
+
+logger = logging.getLogger(__name__)
+
+
+class PruningMixin:
+    """Put it before your trainer: ``class Trainer(d2prune.PruningMixin, MyTrainer): ...``
+
+    It works on DefaultTrainer and its subclasses, also on those that build everything themselves and
+    replace the checkpointer, as AdelaiDet's does. With neither MODEL.PRUNE nor MODEL.FINETUNE the
+    trainer trains as before, except that a pruned MODEL.WEIGHTS is recognised.
+
+    MODEL.PRUNE alone builds no optimizer and no training data: pruning happens in
+    :meth:`resume_or_load`, and :meth:`train` returns the evaluation.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="d2prune", abbrev_name="d2prune")
+        check_modes(cfg)
+        self._save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
+        self._results: Mapping[str, Any] | None = None
+        if cfg.MODEL.PRUNE and not cfg.MODEL.FINETUNE:
+            TrainerBase.__init__(self)
+            self.cfg = cfg
+            return
+        if cfg.MODEL.PRUNE:
+            if not finetuning.has_pruned_run(cfg):
+                run_prune(cfg, self._build_to_prune, self.test)
+            cfg = finetuning.after_prune(cfg)
+        super().__init__(cfg)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Builds the model; the weights' file decides whether it is resized to a pruned one."""
+        if not cfg.MODEL.FINETUNE:
+            return build_model(cfg, build=super().build_model)
+        weights = finetuning.deciding_checkpoint(cfg)
+        model = build_model(cfg, weights, super().build_model)
+        return finetuning.prepare(cfg, separate_norms(model), weights)
+
+    @classmethod
+    def _build_to_prune(cls, cfg: CfgNode) -> nn.Module:
+        return separate_norms(build_model(cfg, build=super().build_model))
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """With MODEL.PRUNE alone: prunes, unless ``resume`` and it is done; else as the base class.
+
+        Raises:
+            PruneError: if FINETUNE would overwrite another run in OUTPUT_DIR without ``resume``.
+        """
+        if self._prunes_only:
+            if resume and finetuning.has_pruned_run(self.cfg):
+                logger.info("--resume: '%s' holds a pruned model already", self.cfg.OUTPUT_DIR)
+                self._results = {}
+            else:
+                self._results = run_prune(self.cfg, self._build_to_prune, self.test)
+            return
+        if self.cfg.MODEL.FINETUNE:
+            resume = finetuning.check_output_dir(self.cfg, resume)
+        super().resume_or_load(resume=resume)
+
+    def train(self) -> Any:
+        """Trains; after FINETUNE, adds its row to the report and points pruned.yaml at the result."""
+        if self._prunes_only:
+            if self._results is None:
+                self.resume_or_load(resume=False)
+            return self._results
+        results = super().train()
+        if self.cfg.MODEL.FINETUNE:
+            evaluated = getattr(self, "_last_eval_results", None)
+            finetuning.finish(self.cfg, self.checkpointer.model, evaluated or {}, self.max_iter)
+        return results
+
+    @property
+    def _prunes_only(self) -> bool:
+        return bool(self.cfg.MODEL.PRUNE and not self.cfg.MODEL.FINETUNE)
+
+    @property
+    def checkpointer(self) -> DetectionCheckpointer:
+        """Whatever checkpointer the trainer makes; setting it makes it one that knows pruned models."""
+        return vars(self)["checkpointer"]
+
+    @checkpointer.setter
+    def checkpointer(self, value: DetectionCheckpointer) -> None:
+        vars(self)["checkpointer"] = as_pruning(value, self._save_struct)
+
+    def build_hooks(self) -> list[Any]:
+        """As the base class; hooks that hold a checkpointer of their own are given the same care."""
+        made = super().build_hooks()
+        for hook in made:
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                hook.checkpointer = as_pruning(hook.checkpointer, self._save_struct)
+        return made
+
+
+def as_pruning(value: DetectionCheckpointer, save_struct: bool) -> DetectionCheckpointer:
+    """Makes a checkpointer a PruningCheckpointer in place, keeping what its own class adds."""
+    if not isinstance(value, PruningCheckpointer):
+        name = f"Pruning{type(value).__name__}"
+        value.__class__ = type(name, (PruningCheckpointer, type(value)), {})
+    value.save_struct = save_struct
+    return value
+
+
+class PruneTrainer(PruningMixin, DefaultTrainer):
+    """Detectron2's DefaultTrainer with MODEL.PRUNE and MODEL.FINETUNE."""

@@ -1,0 +1,60 @@
+"""Train, prune, fine-tune or evaluate a model: Detectron2's own arguments, and MODEL.PRUNE / FINETUNE."""
+
+import importlib
+
+from detectron2.data import build_detection_train_loader
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+import d2prune
+from d2prune.data import DatasetMapperWithBasis
+from d2prune.engine.optimizer import build_optimizer
+
+
+class Trainer(d2prune.PruningMixin, DefaultTrainer):
+    """COCO evaluation, AdelaiDet's mapper, and AdamW where SOLVER.OPTIMIZER asks for it."""
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_detection_train_loader(cfg, mapper=DatasetMapperWithBasis(cfg, True))
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        return COCOEvaluator(dataset_name, output_dir=cfg.OUTPUT_DIR, use_fast_impl=False)
+
+
+def main(args):
+    for name in args.imports:
+        importlib.import_module(name)
+    cfg = d2prune.get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="d2prune")
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = d2prune.PruningCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        return Trainer.test(cfg, model)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--import", dest="imports", action="append", default=[], metavar="MODULE",
+        help="a module that registers your data sets or models; may be given several times",
+    )  # fmt: skip
+    args = parser.parse_args()
+    launch(
+        main, args.num_gpus, args.num_machines, args.machine_rank, dist_url=args.dist_url, args=(args,)
+    )
