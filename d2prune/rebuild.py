@@ -42,17 +42,42 @@ def rebuild(model: Model, spec: PruneSpec) -> Model:
 def prune_further(model: Model, spec: PruneSpec) -> Model:
     """Cuts ``model``, pruned before or not, by a spec made for it as it is; in place."""
     before = spec_of_model(model)
-    return _apply(model, spec, compose(before, spec) if before is not None else spec)
+    return _apply(model, spec, _compose(model, before, spec) if before is not None else spec)
 
 
 def _apply(model: Model, spec: PruneSpec, recorded: PruneSpec) -> Model:
     adapter = find_adapter(model)
-    branches = adapter.training_only(model) if adapter is not None else {}
-    resize(model, _fit(model, spec, branches))
+    resize(model, _fit(model, spec, _branches(model)))
     model.prune_spec = recorded
     if adapter is not None:
         adapter.after_resize(model)
     return model
+
+
+def _branches(model: nn.Module) -> Mapping[str, str]:
+    adapter = find_adapter(model)
+    return adapter.training_only(model) if adapter is not None else {}
+
+
+def _inside(model: nn.Module, branch: str) -> list[str]:
+    modules = model.named_modules()
+    return [n for n, m in modules if n.startswith(branch + ".") and isinstance(m, ConvNd)]
+
+
+def _compose(model: nn.Module, before: PruneSpec, spec: PruneSpec) -> PruneSpec:
+    """``before``, then ``spec``; training-only layers may have come or gone since ``before``."""
+    both = compose(before, spec)
+    layers, widths = dict(both.layers), dict(both.widths)
+    for branch, source in _branches(model).items():
+        inside = _inside(model, branch)
+        for name in [n for n in layers if n.startswith(branch + ".") and not inside]:
+            del layers[name], widths[name]
+        kept = layers[source].out if source in layers else None
+        if inside and kept is not None:
+            first = inside[0]
+            layers[first] = dataclasses.replace(layers.get(first, Keep()), inp=kept)
+            widths[first] = (widths.get(first, (None, None))[0], widths[source][0])
+    return dataclasses.replace(both, layers=layers, widths=widths)
 
 
 def _fit(model: nn.Module, spec: PruneSpec, branches: Mapping[str, str]) -> PruneSpec:
@@ -65,7 +90,7 @@ def _fit(model: nn.Module, spec: PruneSpec, branches: Mapping[str, str]) -> Prun
     layers = {name: keep for name, keep in spec.layers.items() if not missing(name)}
     widths = {name: spec.widths[name] for name in layers}
     for branch, source in branches.items():
-        inside = [n for n, m in present.items() if n.startswith(branch + ".") and isinstance(m, ConvNd)]
+        inside = _inside(model, branch)
         kept = spec.layers[source].out if source in spec.layers else None
         if inside and kept is not None and not any(name in spec.layers for name in inside):
             first = inside[0]

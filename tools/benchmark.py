@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 
 from detectron2.config import CfgNode
@@ -11,7 +10,7 @@ from detectron2.config import CfgNode
 import d2prune.data  # noqa: F401  registers the embedded data set
 from d2prune.analysis import environment, latency, latency_table, real_inputs
 from d2prune.checkpoint import build_from_cfg
-from d2prune.config import get_cfg
+from d2prune.config import get_cfg, read_config
 from d2prune.errors import PruneError
 
 
@@ -38,19 +37,14 @@ def read_configs(args: argparse.Namespace) -> dict[str, CfgNode]:
         raise PruneError(f"{len(weights)} --weights for {len(args.config_file)} --config-file")
     configs = {}
     for number, (file, path) in enumerate(zip(args.config_file, weights, strict=True), start=1):
-        cfg = get_cfg()
-        cfg.merge_from_file(file)
-        cfg.merge_from_list([*args.opts, *(["MODEL.WEIGHTS", path] if path else [])])
-        cfg.freeze()
-        configs[f"{number} {file}"] = cfg
+        opts = [*args.opts, *(["MODEL.WEIGHTS", path] if path else [])]
+        configs[f"{number} {file}"] = read_config(get_cfg(), file, opts, args.packages)
     return configs
 
 
 def main(argv: list[str] | None = None) -> int:
     """Time the models and print the table."""
     args = parse_args(argv)
-    for package in args.packages:
-        importlib.import_module(package)
     try:
         configs = read_configs(args)
         models = {name: build_from_cfg(cfg) for name, cfg in configs.items()}

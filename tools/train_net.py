@@ -1,16 +1,16 @@
 """Train, prune, fine-tune or evaluate a model: Detectron2's own arguments, and MODEL.PRUNE / FINETUNE."""
 
-import importlib
+import sys
 
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detectron2.evaluation import COCOEvaluator
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 import d2prune
+from d2prune.config import read_config
 from d2prune.data import DatasetMapperWithBasis
 from d2prune.engine.optimizer import build_optimizer
+from d2prune.engine.settings import log_to
 
 
 class Trainer(d2prune.PruningMixin, DefaultTrainer):
@@ -30,14 +30,9 @@ class Trainer(d2prune.PruningMixin, DefaultTrainer):
 
 
 def main(args):
-    for name in args.imports:
-        importlib.import_module(name)
-    cfg = d2prune.get_cfg()
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    cfg.freeze()
+    cfg = read_config(d2prune.get_cfg(), args.config_file, args.opts, args.imports)
     default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="d2prune")
+    log_to(cfg)
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = d2prune.PruningCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
@@ -55,6 +50,8 @@ if __name__ == "__main__":
         help="a module that registers your data sets or models; may be given several times",
     )  # fmt: skip
     args = parser.parse_args()
-    launch(
-        main, args.num_gpus, args.num_machines, args.machine_rank, dist_url=args.dist_url, args=(args,)
-    )
+    ranks = (args.num_gpus, args.num_machines, args.machine_rank)
+    try:
+        launch(main, *ranks, dist_url=args.dist_url, args=(args,))
+    except d2prune.PruneError as error:
+        sys.exit(f"train_net: {error}")

@@ -142,7 +142,7 @@ def _like(value: Any, model: nn.Module) -> Any:
 
 
 def flatten(value: Any, name: str = "output") -> dict[str, Tensor]:
-    """Names every float tensor of a nested result: "output", "output.0", "output.boxes", …"""
+    """Names every float tensor of a nested result: "output", "output.0", "output.boxes", and so on."""
     if isinstance(value, Tensor):
         return {name: value} if value.is_floating_point() else {}
     if isinstance(value, Mapping):

@@ -14,9 +14,10 @@ HEADS = ("logits", "bbox_reg", "centerness", "top_feats")
 
 @register_adapter(OneStageDetector)
 class FCOSAdapter(Adapter):
-    """Outputs are named as AdelaiDet's ONNX export names them: ``P3/logits``, ``P3/bbox_reg``, …"""
+    """Names its outputs as AdelaiDet's ONNX export does: ``P3/logits``, ``P3/bbox_reg`` and so on."""
 
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
+        """See :meth:`Adapter.dense`."""
         return self._heads(model, self._features(model, images), None)
 
     def _features(self, model: nn.Module, images: Tensor) -> Mapping[str, Tensor]:
@@ -42,6 +43,7 @@ class BlendMaskAdapter(FCOSAdapter):
     """Adds the bases, the attention (``top_feats``), and the branches that only training runs."""
 
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
+        """See :meth:`Adapter.dense`."""
         features = self._features(model, images)
         bases, _ = model.basis_module(features)
         outputs = {"bases": bases["bases"][0], **self._heads(model, features, model.top_layer)}
@@ -52,9 +54,10 @@ class BlendMaskAdapter(FCOSAdapter):
         return outputs
 
     def training_only(self, model: nn.Module) -> Mapping[str, str]:
+        """The semantic branch exists with MODEL.BASIS_MODULE.LOSS_ON only."""
         return {"basis_module.seg_head": f"backbone.fpn_output{_seg_feature(model).removeprefix('p')}"}
 
 
 def _seg_feature(model: nn.Module) -> str:
     """The level that the semantic branch reads; AdelaiDet's always reads the first."""
-    return getattr(model.basis_module, "seg_feature", model.basis_module.in_features[0])
+    return str(getattr(model.basis_module, "seg_feature", model.basis_module.in_features[0]))

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
@@ -15,7 +16,7 @@ from torch import nn
 
 from d2prune.adapters import find_adapter
 from d2prune.checkpoint.reader import read_checkpoint, read_pickle
-from d2prune.checkpoint.struct import Struct
+from d2prune.checkpoint.struct import UNPICKLABLE, Struct
 from d2prune.core.spec import PruneSpec
 from d2prune.errors import PruneError
 from d2prune.files import whole_file
@@ -25,14 +26,29 @@ from d2prune.rebuild import spec_of_model
 logger = logging.getLogger(__name__)
 
 
-class _InertReader(Checkpointer):
-    """Sits behind DetectionCheckpointer, whose own rules on file names and queries stay in force."""
+class _InertFiles(Checkpointer):
+    """Sits behind DetectionCheckpointer and its subclasses, whose own rules stay in force."""
 
     def _load_file(self, f: str) -> dict[str, Any]:
         return read_checkpoint(f)
 
+    def save(self, name: str, **kwargs: Any) -> None:
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
+        file = Path(self.save_dir) / f"{name}.pth"
+        logger.info("Saving checkpoint to %s", file)
+        write_checkpoint({**data, **kwargs}, file)
+        self.tag_last_checkpoint(file.name)
 
-class PruningCheckpointer(DetectionCheckpointer, _InertReader):
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Names the latest checkpoint; an interrupted write leaves the name before."""
+        with whole_file(Path(self.save_dir) / "last_checkpoint") as file:
+            file.write(last_filename_basename)
+
+
+class PruningCheckpointer(DetectionCheckpointer, _InertFiles):
     """A DetectionCheckpointer that knows pruned models.
 
     Saving a pruned model adds ``prune_spec`` and (unless :attr:`save_struct` is False) ``struct``.
@@ -70,6 +86,7 @@ class PruningCheckpointer(DetectionCheckpointer, _InertReader):
     def _load_model(self, checkpoint: Any) -> Any:
         weights, spec = checkpoint["model"], spec_of_model(self.model)
         held = checkpoint.get("prune_spec")
+        _check_tensors(self._path, weights)
         _strip_module(weights)
         rename_separate_norms(weights, set(self.model.state_dict()))
         if held is not None:
@@ -81,30 +98,27 @@ class PruningCheckpointer(DetectionCheckpointer, _InertReader):
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Writes ``name``.pth to save_dir and names it in ``last_checkpoint``."""
-        if not self.save_dir or not self.save_to_disk:
-            return
-        data = checkpoint_data(self.model, self.save_struct)
-        data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
-        data.update(kwargs)
-        file = Path(self.save_dir) / f"{name}.pth"
-        logger.info("Saving checkpoint to %s", file)
-        write_checkpoint(data, file)
-        self.tag_last_checkpoint(file.name)
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Names the latest checkpoint; an interrupted write leaves the name before."""
-        with whole_file(Path(self.save_dir) / "last_checkpoint") as file:
-            file.write(last_filename_basename)
+        with_struct = self.save_struct and self.save_to_disk
+        super().save(name, **_additions(self.model, with_struct), **kwargs)
 
 
 def checkpoint_data(model: nn.Module, with_struct: bool) -> dict[str, Any]:
     """``model``, and for a pruned one ``prune_spec`` and ``struct``; each tensor is stored once."""
-    data: dict[str, Any] = {"model": model.state_dict()}
+    return {"model": model.state_dict(), **_additions(model, with_struct)}
+
+
+def _additions(model: nn.Module, with_struct: bool) -> dict[str, Any]:
     spec = spec_of_model(model)
-    if spec is not None:
-        data["prune_spec"] = spec.to_dict()
-        if with_struct:
+    data: dict[str, Any] = {} if spec is None else {"prune_spec": spec.to_dict()}
+    if with_struct and (spec is not None or getattr(model, "from_struct", False)):
+        try:
             data["struct"] = Struct(model)
+        except UNPICKLABLE as error:  # a lock, say: hours of training must not be lost for it
+            logger.warning(
+                "the checkpoint has no 'struct', the whole module: it can't be pickled (%s); "
+                "MODEL.PRUNING.SAVE_STRUCT False does without",
+                error,
+            )
     return data
 
 
@@ -113,6 +127,16 @@ def write_checkpoint(data: dict[str, Any], path: str | os.PathLike[str]) -> None
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with whole_file(path, "wb") as file:
         torch.save(data, file)
+
+
+def _check_tensors(path: str, weights: Any) -> None:
+    entries = weights.items() if isinstance(weights, dict) else [(type(weights).__name__, None)]
+    for key, value in entries:
+        if not isinstance(key, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
+            raise PruneError(
+                f"'{path}' holds no weights under 'model': expected a tensor by each name; the first "
+                f"other entry: {key!r}"
+            )
 
 
 def _strip_module(weights: dict[str, Any]) -> None:
@@ -164,9 +188,7 @@ def _check_strict(path: str, model: nn.Module, weights: dict[str, Any], has_spec
 
 def _tolerated(key: str, branches: tuple[str, ...]) -> bool:
     """Training-only branches, and the counter that a BatchNorm has and a FrozenBatchNorm2d has not."""
-    return key.startswith(branches) if branches and key.startswith(branches) else key.endswith(
-        ".num_batches_tracked"
-    )
+    return key.startswith(branches) or key.endswith(".num_batches_tracked")
 
 
 def _shorten(keys: Iterable[str], most: int = 6) -> str:

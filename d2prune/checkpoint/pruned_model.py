@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling import build_model as detectron2_build
@@ -15,11 +16,13 @@ from torch import nn
 
 from d2prune.checkpoint.checkpointer import PruningCheckpointer
 from d2prune.checkpoint.reader import read_spec
+from d2prune.config import get_cfg
 from d2prune.core.spec import PruneSpec
 from d2prune.errors import PruneError
 from d2prune.rebuild import rebuild, spec_of_model
 
 logger = logging.getLogger(__name__)
+CONFIG_FILE = "pruned.yaml"
 
 
 @META_ARCH_REGISTRY.register()
@@ -27,11 +30,14 @@ def PrunedModel(cfg: CfgNode) -> nn.Module:  # noqa: N802  (the registry takes t
     """META_ARCHITECTURE "PrunedModel": builds MODEL.PRUNING.BASE and resizes it by MODEL.PRUNING.SPEC.
 
     With it, Detectron2's own build_model, DefaultPredictor and tools work on a pruned model; class
-    and state-dict keys are the base model's.
+    and state-dict keys are the base model's. A config that has only Detectron2's own keys
+    (pruned_stock.yaml) takes the model's other keys from the pruned.yaml beside MODEL.WEIGHTS.
 
     Raises:
         PruneError: if BASE is unknown, or no spec is found.
     """
+    if "PRUNING" not in cfg.MODEL:
+        cfg = _whole_config(cfg)
     base = cfg.MODEL.PRUNING.BASE
     if base not in META_ARCH_REGISTRY or base == "PrunedModel":
         raise PruneError(
@@ -42,6 +48,19 @@ def PrunedModel(cfg: CfgNode) -> nn.Module:  # noqa: N802  (the registry takes t
     inner.defrost()
     inner.MODEL.META_ARCHITECTURE = base
     return rebuild(META_ARCH_REGISTRY.get(base)(inner), spec)
+
+
+def _whole_config(stock: CfgNode) -> CfgNode:
+    file = os.path.join(os.path.dirname(stock.MODEL.WEIGHTS), CONFIG_FILE)
+    if not os.path.isfile(file):
+        raise PruneError(
+            f"META_ARCHITECTURE PrunedModel without the keys MODEL.PRUNING needs '{file}', beside "
+            f"MODEL.WEIGHTS '{stock.MODEL.WEIGHTS}'; or start from d2prune.get_cfg()"
+        )
+    cfg = get_cfg()
+    cfg.merge_from_file(file)
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = stock.MODEL.WEIGHTS, stock.MODEL.DEVICE
+    return cfg
 
 
 def _spec_of_cfg(cfg: CfgNode) -> PruneSpec:
@@ -88,18 +107,37 @@ def build_model(
         weights: the file that decides; default MODEL.WEIGHTS.
         build: how the unpruned model is built (a trainer's own build_model).
     """
-    spec = spec_of_file(cfg.MODEL.WEIGHTS if weights is None else weights)
+    weights = cfg.MODEL.WEIGHTS if weights is None else weights
+    spec = spec_of_file(weights)
+    if cfg.MODEL.PRUNING.TRUST_STRUCT and (struct := trusted_struct(weights)) is not None:
+        return struct.to(torch.device(cfg.MODEL.DEVICE))
     model = build(cfg)
     if spec is not None and spec_of_model(model) is None:
-        _check_base(cfg, weights, spec, model)
+        _check_base(weights, spec, model)
         rebuild(model, spec)
     return model
 
 
-def _check_base(cfg: CfgNode, weights: str | None, spec: PruneSpec, model: nn.Module) -> None:
+def trusted_struct(path: str) -> nn.Module | None:
+    """The module under "struct" in a checkpoint, unpickled: this RUNS CODE from the file.
+
+    For MODEL.PRUNING.TRUST_STRUCT only: it opens the files of forks that save nothing else. None if
+    the file holds no module.
+    """
+    if not path.endswith(".pth"):
+        return None
+    struct = torch.load(path, map_location="cpu", weights_only=False).get("struct")
+    if not isinstance(struct, nn.Module):
+        return None
+    logger.warning("TRUST_STRUCT: unpickled the %s in '%s'", type(struct).__name__, path)
+    struct.from_struct = True  # no config builds it: checkpoints of it must hold it again
+    return struct
+
+
+def _check_base(weights: str, spec: PruneSpec, model: nn.Module) -> None:
     if spec.base != type(model).__name__:
         raise PruneError(
-            f"'{weights or cfg.MODEL.WEIGHTS}' is a pruned checkpoint (spec version {spec.version}, "
+            f"'{weights}' is a pruned checkpoint (spec version {spec.version}, "
             f"base {spec.base}); the model to load is an unpruned {type(model).__name__}"
         )
 

@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from types import SimpleNamespace
 from typing import IO, Any
@@ -21,9 +22,11 @@ from d2prune.errors import PruneError
 
 logger = logging.getLogger(__name__)
 
+_BUILTINS = {"set", "frozenset", "complex", "bytearray", "slice"}
 _ALLOWED = {
     "collections": {"OrderedDict", "Counter"},
-    "builtins": {"set", "frozenset", "complex", "bytearray", "slice"},
+    "builtins": _BUILTINS,
+    "__builtin__": _BUILTINS,  # their name in pickle's protocol 2, which torch.save writes
     "_codecs": {"encode"},
     "torch": {"Size", "device"},
     "torch._utils": {
@@ -46,11 +49,16 @@ _DAMAGE = (
 class _Skipped:
     """What an unknown class or function becomes: it swallows whatever the file does to it."""
 
+    dump_patches = False  # torch's reader of the legacy format asks every module's class
+
     def __new__(cls, *args: object, **kwargs: object) -> _Skipped:
         return super().__new__(cls)
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         pass
+
+    def __call__(self, *args: object, **kwargs: object) -> _Skipped:
+        return self
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -149,7 +157,9 @@ def _guarded(path: str | os.PathLike[str], load: Any) -> Any:
     if not os.path.isfile(path):
         raise PruneError(f"checkpoint '{path}' does not exist; set MODEL.WEIGHTS to a file")
     try:
-        return load()
+        with warnings.catch_warnings():  # the legacy format compares sources, with _Skipped's own
+            warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
+            return load()
     except _DAMAGE as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise PruneError(
@@ -162,6 +172,7 @@ def _entries(
 ) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise PruneError(f"'{path}' is not a readable checkpoint: it holds a {type(data).__name__}, not a dict")
+    skipped = skipped - {"d2prune.checkpoint.struct.rebuild_struct"}  # expected, in every file of ours
     left_out = [key for key, value in data.items() if isinstance(value, _Skipped)]
     if skipped:
         logger.info(

@@ -16,18 +16,25 @@ import torch
 from torch import Tensor, nn
 
 
+UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, ValueError, RuntimeError)
+
+
 class Struct:
-    """Pickles as a call of :func:`rebuild_struct` on bytes and plain tensors."""
+    """Pickles as a call of :func:`rebuild_struct` on bytes and plain tensors.
+
+    Raises:
+        One of ``UNPICKLABLE``, at once, if the module holds what can't be pickled.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __reduce__(self) -> tuple[Any, ...]:
         buffer = io.BytesIO()
         pickler = _Pickler(buffer)
-        pickler.dump(self.model)
-        payload = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
-        return rebuild_struct, (payload, pickler.tensors)
+        pickler.dump(model)
+        self._payload = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+        self._tensors = pickler.tensors
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuild_struct, (self._payload, self._tensors)
 
 
 def rebuild_struct(payload: Tensor, tensors: list[Tensor]) -> nn.Module:

@@ -7,8 +7,9 @@ from detectron2.config import get_cfg as _detectron2_cfg
 
 from .adet import add_adet_config
 from .prune import add_prune_config
+from .reading import read_config
 
-__all__ = ["add_adet_config", "add_prune_config", "get_cfg"]
+__all__ = ["add_adet_config", "add_prune_config", "get_cfg", "read_config"]
 
 
 def get_cfg() -> CfgNode:

@@ -71,10 +71,13 @@ def measure(
 
     hooks = [m.register_forward_hook(count) for m in names if isinstance(m, (*ConvNd, nn.Linear))]
     counter = FlopCounterMode(display=False)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator, which nothing counts
     try:
         with torch.no_grad(), counter:
             run(model)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for hook in hooks:
             hook.remove()
     params = sum(p.numel() for p in model.parameters())
@@ -82,15 +85,14 @@ def measure(
     return CostModel(layers, Totals(params, counter.get_total_flops() // 2))
 
 
-def _positions(module: nn.Module, given: Tensor, output: Tensor) -> int:
+def _positions(module: Any, given: Tensor, output: Tensor) -> int:
     """How often the kernel is applied: output positions, or input ones of a transposed convolution."""
     if isinstance(module, nn.Linear):
-        return output.numel() // module.out_features
+        return int(output.numel() // module.out_features)
     if module.transposed:
-        return given.numel() // module.in_channels
-    channels = module.out_channels
+        return int(given.numel() // module.in_channels)
     # Hooks of fused convolutions see the norm's or activation's result: same shape, same count.
-    return output.numel() // channels
+    return int(output.numel() // module.out_channels)
 
 
 def _layer(module: nn.Module, name: str, positions: int) -> LayerCost:

@@ -11,6 +11,8 @@ from d2prune.core.costs import CostModel
 from d2prune.core.layers import axis_width, is_layer, parameter_dim
 from d2prune.core.types import Coverage, PrunePlan
 
+UNREACHED = "was not reached by the trace"
+
 
 def coverage(
     model: nn.Module, pruned: nn.Module, plan: PrunePlan, costs: CostModel
@@ -25,7 +27,7 @@ def coverage(
             rows.extend(_bare(name, module, pruned.get_submodule(name), whys))
             continue
         before, after = axis_width(module, "out"), axis_width(pruned.get_submodule(name), "out")
-        why = whys.get(name, "was not reached by the trace") if before == after else ""
+        why = whys.get(name, UNREACHED) if before == after else ""
         macs = int(costs.layer(name, "macs", {}))
         rows.append(Coverage(name, before, after, _status(before, after, why), why, macs))
     return tuple(rows)
@@ -47,15 +49,16 @@ def _status(before: int, after: int, why: str) -> Literal["pruned", "protected",
 
 
 def _has_tensors(module: nn.Module) -> bool:
-    tensors: Mapping[str, object] = {**module._parameters, **(module._buffers if is_layer(module) else {})}
-    persistent = [n for n, t in tensors.items() if n not in module._non_persistent_buffers_set and t is not None]
-    return bool(persistent)
+    buffers = module._buffers if is_layer(module) else {}
+    tensors: Mapping[str, object] = {**module._parameters, **buffers}
+    passing = module._non_persistent_buffers_set
+    return any(tensor is not None and name not in passing for name, tensor in tensors.items())
 
 
 def _bare(
     name: str, module: nn.Module, pruned: nn.Module, whys: Mapping[str, str]
 ) -> Iterator[Coverage]:
-    """Rows of a module that is no layer: one for each parameter with channels, one for the others."""
+    """Rows of a module that is no layer: one a parameter with channels, one for all others."""
     left = []
     for leaf, parameter in module.named_parameters(recurse=False):
         path = f"{name}.{leaf}" if name else leaf
@@ -68,5 +71,6 @@ def _bare(
         yield Coverage(path, before, after, _status(before, after, why), why, 0)
     if left:
         scalar = all(p.numel() == 1 for p in left)
-        why = "holds no channels" if scalar else f"{type(module).__name__} is not a layer d2prune can cut"
+        foreign = f"{type(module).__name__} is not a layer d2prune can cut"
+        why = "holds no channels" if scalar else foreign
         yield Coverage(name, int(scalar), int(scalar), "skipped", why, 0)

@@ -121,7 +121,7 @@ def _spend(state: _State, ranked_scores: Sequence[Scores], request: Request) -> 
     heapq.heapify(heap)
     over: _Chunk | None = None
     over_by = float("inf")
-    while heap and state.removed() < request.amount - TOLERANCE:
+    while heap and state.removed() < request.amount:
         taken = heapq.heappop(heap)
         before = state.gone[taken.group]
         state.remove(taken.group, taken.then_gone)
@@ -139,7 +139,7 @@ def _spend(state: _State, ranked_scores: Sequence[Scores], request: Request) -> 
 def _round_up(state: _State, over: _Chunk | None, amount: float) -> None:
     """Takes the smallest overshooting chunk after all where that ends nearer to ``amount``."""
     short = amount - state.removed()
-    if over is None or short <= TOLERANCE:
+    if over is None or short <= 0:
         return
     before = state.gone[over.group]
     state.remove(over.group, over.then_gone)

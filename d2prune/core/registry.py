@@ -33,6 +33,9 @@ class Registry(Mapping[str, Value]):
             raise PruneError(f"{self._key} is {name!r}; expected one of: {', '.join(self._values)}")
         return self._values[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 

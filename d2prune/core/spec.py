@@ -137,7 +137,8 @@ def compose(first: PruneSpec, second: PruneSpec) -> PruneSpec:
         earlier = layers.get(name, Keep())
         widths.setdefault(name, (None, None))
         pairs = zip((earlier.out, earlier.inp), (later.out, later.inp), strict=True)
-        layers[name] = Keep(*(_chain(old, new) for old, new in pairs), later.groups or earlier.groups)
+        out, inp = (_chain(old, new) for old, new in pairs)
+        layers[name] = Keep(out, inp, later.groups or earlier.groups)
         widths[name] = tuple(  # type: ignore[assignment]
             old if old is not None else new
             for old, new in zip(widths[name], second.widths[name], strict=True)
@@ -158,6 +159,7 @@ def target_of(model: nn.Module, name: str) -> Any:
 
 
 def widths_of(model: nn.Module, name: str) -> tuple[int | None, int | None]:
+    """(out, in) widths of the layer called ``name``; None for an axis that it does not have."""
     target = target_of(model, name)
     if isinstance(target, nn.Parameter):
         return int(target.shape[parameter_dim(target)]), None

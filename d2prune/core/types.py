@@ -31,6 +31,7 @@ class Member:
 
     @property
     def site(self) -> Site:
+        """The axis as a key."""
         return self.layer, self.axis
 
 
@@ -57,6 +58,7 @@ class Group:
 
     @property
     def units(self) -> int:
+        """Number of units."""
         return int(self.members[0].indices.shape[0])
 
     @property
@@ -66,6 +68,7 @@ class Group:
 
     @property
     def width(self) -> int:
+        """Channels of the first producer that the group holds."""
         return self.units * self.step
 
 

@@ -12,10 +12,12 @@ class Ties:
         self._parent: list[int] = []
 
     def new(self) -> int:
+        """A new item, in a set of its own."""
         self._parent.append(len(self._parent))
         return len(self._parent) - 1
 
     def find(self, item: int) -> int:
+        """The representative of the item's set: its first item."""
         parent = self._parent
         while parent[item] != item:
             parent[item] = parent[parent[item]]
@@ -23,11 +25,13 @@ class Ties:
         return item
 
     def tie(self, first: int, second: int) -> None:
+        """Unites two sets."""
         a, b = self.find(first), self.find(second)
         if a != b:
             self._parent[max(a, b)] = min(a, b)
 
     def tie_all(self, items: Iterable[int]) -> None:
+        """Unites the sets of all items."""
         items = list(items)
         for item in items[1:]:
             self.tie(items[0], item)

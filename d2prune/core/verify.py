@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from d2prune.core.layers import Keep
 from d2prune.core.spec import PruneSpec, spec_of
 from d2prune.core.surgery import mask
-from d2prune.core.types import PrunePlan, Proof
+from d2prune.core.types import Proof, PrunePlan
 from d2prune.errors import PruneError
 
 Outputs = Mapping[str, Tensor]

@@ -1,0 +1,1 @@
+"""Pruning as Detectron2 users run it: trainer, modes, report; and the composition root ``prune``."""

@@ -14,9 +14,9 @@ from torch import nn
 
 from d2prune.checkpoint import build_from_cfg, spec_of_file
 from d2prune.engine import record
+from d2prune.engine.prune import measure_model
 from d2prune.engine.publish import publish
 from d2prune.engine.settings import PRUNED_NAME, target_from_cfg
-from d2prune.engine.prune import measure_model
 from d2prune.errors import PruneError
 from d2prune.files import whole_file
 from d2prune.modeling.unfuse import thaw
@@ -93,7 +93,7 @@ def prepare(cfg: CfgNode, model: nn.Module, weights: str) -> nn.Module:
     Raises:
         PruneError: if ``weights`` holds no spec.
     """
-    if spec_of_model(model) is None:
+    if spec_of_model(model) is None and not cfg.MODEL.PRUNING.TRUST_STRUCT:
         raise PruneError(
             f"'{weights}' holds no pruning spec: prune it first with MODEL.PRUNE True, or train it "
             "with MODEL.FINETUNE False"
@@ -126,7 +126,9 @@ def finish(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], iteration
     if not comm.is_main_process():
         return
     spec = spec_of_model(model)
-    assert spec is not None, "prepare() has checked this"
+    if spec is None:
+        logger.warning("the model came from a struct without a spec: no pruned.yaml and no report")
+        return
     weights = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
     with whole_file(os.path.join(cfg.OUTPUT_DIR, record.SPEC_FILE)) as file:
         file.write(spec.to_json())
@@ -136,17 +138,54 @@ def finish(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], iteration
     if report is None:
         logger.warning("no %s beside '%s': no report", record.REPORT_FILE, cfg.MODEL.WEIGHTS)
         return
+    _add_row(cfg, report, "fine-tuned", model, results, weights, iterations)
+
+
+def add_control(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], folder: str) -> None:
+    """Adds the unpruned baseline, trained for as long as the fine-tuning, to a report.
+
+    Without it, fine-tuning an undertrained baseline looks like a success of pruning.
+
+    Args:
+        cfg: of the control's training.
+        model: the trained control.
+        results: its evaluation.
+        folder: where pruning_report.json lies; it is written again there.
+
+    Raises:
+        PruneError: if there is no report.
+    """
+    report = record.read_report_json(folder)
+    if report is None:
+        raise PruneError(f"'{folder}' holds no {record.REPORT_FILE}: prune first with MODEL.PRUNE True")
+    weights = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+    there = cfg.clone()
+    there.defrost()
+    there.OUTPUT_DIR = folder
+    _add_row(there, report, "continued baseline", model, results, weights, cfg.SOLVER.MAX_ITER)
+
+
+def _add_row(
+    cfg: CfgNode,
+    report: record.Report,
+    name: str,
+    model: nn.Module,
+    results: Mapping[str, Any],
+    weights: str,
+    iterations: int,
+) -> None:
+    """Adds a stage, or replaces the one of that name, and publishes the report in OUTPUT_DIR."""
     totals = measure_model(model, target_from_cfg(cfg, model)).totals
-    row = record.stage("fine-tuned", vars(totals), results, weights, iterations)
-    report["stages"] = [s for s in report["stages"] if s["name"] != "fine-tuned"] + [row]
-    publish(cfg, report, {**_earlier(cfg, report), "fine-tuned": model})
+    row = record.stage(name, vars(totals), results, weights, iterations)
+    report["stages"] = [s for s in report["stages"] if s["name"] != name] + [row]
+    publish(cfg, report, {**_earlier(cfg, report, name), name: model})
 
 
-def _earlier(cfg: CfgNode, report: record.Report) -> dict[str, nn.Module]:
-    """The baseline and the pruned model, for timing and pictures, where their files still exist."""
+def _earlier(cfg: CfgNode, report: record.Report, name: str) -> dict[str, nn.Module]:
+    """The other stages' models, for timing and pictures, where their files still exist."""
     models = {}
     for row in report["stages"]:
-        if row["name"] in ("baseline", "pruned") and os.path.isfile(row["weights"]):
+        if row["name"] != name and os.path.isfile(row["weights"]):
             stage = cfg.clone()
             stage.defrost()
             stage.MODEL.WEIGHTS, stage.MODEL.FINETUNE = row["weights"], False

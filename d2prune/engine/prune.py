@@ -14,7 +14,7 @@ from torch import nn
 from d2prune.adapters import Target
 from d2prune.core.constraints import rooms
 from d2prune.core.costs import CostModel, measure
-from d2prune.core.coverage import coverage
+from d2prune.core.coverage import UNREACHED, coverage
 from d2prune.core.graph import trace_groups
 from d2prune.core.importance import score
 from d2prune.core.layers import is_layer
@@ -102,12 +102,17 @@ def prune(
     """
     pairs = ratios.items() if isinstance(ratios, dict) else ratios
     request = Request(
-        amount, target, criterion, allocation, tuple((p, float(r)) for p, r in pairs), tuple(protect),
-        tuple(include), max_ratio, round_to, allow_inexact,
+        amount, target, criterion, allocation, tuple((p, float(r)) for p, r in pairs),
+        _patterns(protect), _patterns(include), max_ratio, round_to, allow_inexact,
     )  # fmt: skip
     return prune_model(model, request, Target(model, example_inputs, forward_fn, input_size), verify)
 
 
+def _patterns(given: Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+@torch.inference_mode(False)  # else the new model could not be traced, nor trained
 def prune_model(model: Model, request: Request, target: Target, prove: bool = True) -> PruneResult[Model]:
     """As :func:`prune`, from a request and a trace target."""
     check(request)
@@ -122,11 +127,13 @@ def prune_model(model: Model, request: Request, target: Target, prove: bool = Tr
     pruned = prune_further(copy.deepcopy(model), spec)
     after = _measure_pruned(pruned, target)
     proof = verify(model, pruned, decided, spec, target.outputs) if prove else None
+    rows = coverage(model, pruned, decided, costs)
+    _warn_unreached(rows)
     return PruneResult(
         model=pruned,
         spec=pruned.prune_spec,
         step=spec,
-        coverage=coverage(model, pruned, decided, costs),
+        coverage=rows,
         proof=proof,
         before=costs.totals,
         after=after,
@@ -140,6 +147,18 @@ def find_groups(model: nn.Module, target: Target) -> tuple[Group, ...]:
     traced = copy.deepcopy(model).float().eval()
     with unfused(traced) as names:
         return trace_groups(traced, target.outputs, names)
+
+
+def _warn_unreached(rows: Sequence[Coverage]) -> None:
+    names = [row.name for row in rows if row.reason == UNREACHED and row.before]
+    if names:
+        logger.warning(
+            "%d layers were not run by the forward pass that was traced: %s. If they read channels "
+            "that were removed (a branch that only training runs, say), they no longer fit: give a "
+            "forward_fn= that runs them too, or an adapter",
+            len(names),
+            ", ".join(names[:5]) + (", ..." if len(names) > 5 else ""),
+        )
 
 
 def _check_model(model: nn.Module) -> None:
@@ -161,7 +180,7 @@ def _measure_pruned(pruned: nn.Module, target: Target) -> Totals:
 
 
 def measure_model(model: nn.Module, target: Target) -> CostModel:
-    """Costs of one image. Counts on the meta device, which costs nothing at any image size, where the model runs there."""
+    """Costs of one image; counted on the meta device, at no cost for any size, where the model runs there."""
     try:
         return measure(copy.deepcopy(model).to("meta").eval(), target.inference)
     except (NotImplementedError, RuntimeError) as error:

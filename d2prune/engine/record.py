@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.config import get_cfg as detectron2_cfg
 
 from d2prune.analysis.machine import environment
+from d2prune.checkpoint.pruned_model import CONFIG_FILE
 from d2prune.engine.prune import PruneResult
 from d2prune.files import whole_file
 
-SPEC_FILE, REPORT_FILE, CONFIG_FILE = "pruning_spec.json", "pruning_report.json", "pruned.yaml"
+SPEC_FILE, REPORT_FILE, STOCK_FILE = "pruning_spec.json", "pruning_report.json", "pruned_stock.yaml"
 Report = dict[str, Any]
 
 
@@ -100,10 +103,14 @@ def read_report_json(folder: str) -> Report | None:
 
 
 def write_pruned_config(cfg: CfgNode, folder: str, weights: str) -> str:
-    """Writes pruned.yaml: ``cfg`` whole, with META_ARCHITECTURE "PrunedModel". Returns its path."""
+    """Writes ``cfg`` whole, with META_ARCHITECTURE "PrunedModel", as pruned.yaml; returns its path.
+
+    pruned_stock.yaml beside it is the same with Detectron2's own keys only, for scripts that start
+    from Detectron2's get_cfg(), which refuses a file with any other key.
+    """
     out = cfg.clone()
     out.defrost()
-    if out.MODEL.META_ARCHITECTURE != "PrunedModel":
+    if not out.MODEL.PRUNING.BASE:  # it is set where a pruned.yaml was fine-tuned or pruned again
         out.MODEL.PRUNING.BASE = out.MODEL.META_ARCHITECTURE
     out.MODEL.META_ARCHITECTURE = "PrunedModel"
     out.MODEL.PRUNING.SPEC = os.path.abspath(os.path.join(folder, SPEC_FILE))
@@ -112,7 +119,16 @@ def write_pruned_config(cfg: CfgNode, folder: str, weights: str) -> str:
     path = os.path.join(folder, CONFIG_FILE)
     with whole_file(path) as file:
         file.write(out.dump())
+    with whole_file(os.path.join(folder, STOCK_FILE)) as file:
+        file.write(_restricted(out, detectron2_cfg()).dump())
     return path
+
+
+def _restricted(cfg: CfgNode, to: CfgNode) -> CfgNode:
+    """The values of ``cfg`` for the keys of ``to``, which is changed and returned."""
+    for key, value in to.items():
+        to[key] = _restricted(cfg[key], value) if isinstance(value, CfgNode) else cfg[key]
+    return to
 
 
 def next_command(weights: str) -> str:
@@ -126,4 +142,4 @@ def next_command(weights: str) -> str:
         elif word != "--resume":
             kept.append(word)
     script = sys.argv[0] if sys.argv[0].endswith(".py") else "train_net.py"
-    return " ".join(["python", script, *kept, "MODEL.FINETUNE", "True", "MODEL.WEIGHTS", weights])
+    return shlex.join(["python", script, *kept, "MODEL.FINETUNE", "True", "MODEL.WEIGHTS", weights])

@@ -6,11 +6,15 @@ import os
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from d2prune.adapters import Target
 from d2prune.core.types import Request
 from d2prune.errors import PruneError
+
+PRUNED_NAME = "model_pruned"
 
 
 def request_from_cfg(cfg: CfgNode) -> Request:
@@ -86,4 +90,6 @@ def check_modes(cfg: CfgNode) -> None:
         )
 
 
-PRUNED_NAME = "model_pruned"
+def log_to(cfg: CfgNode) -> None:
+    """Sends d2prune's log where Detectron2's goes; harmless when called again."""
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="d2prune", abbrev_name="d2prune")

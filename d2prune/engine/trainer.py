@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from d2prune.checkpoint import PruningCheckpointer, build_model
 from d2prune.engine import finetuning
 from d2prune.engine.pruning_run import run_prune
-from d2prune.engine.settings import check_modes
+from d2prune.engine.settings import check_modes, log_to
 from d2prune.modeling.basic_block import separate_norms
 
 logger = logging.getLogger(__name__)
+if TYPE_CHECKING:  # what the mixin is mixed into
+    from detectron2.engine import DefaultTrainer as _Trainer
+else:
+    _Trainer = object
 
 
-class PruningMixin:
-    """Put it before your trainer: ``class Trainer(d2prune.PruningMixin, MyTrainer): ...``
+class PruningMixin(_Trainer):
+    """Put it before your trainer: ``class Trainer(d2prune.PruningMixin, MyTrainer)``.
 
     It works on DefaultTrainer and its subclasses, also on those that build everything themselves and
     replace the checkpointer, as AdelaiDet's does. With neither MODEL.PRUNE nor MODEL.FINETUNE the
@@ -34,7 +36,7 @@ class PruningMixin:
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="d2prune", abbrev_name="d2prune")
+        log_to(cfg)
         check_modes(cfg)
         self._save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
         self._results: Mapping[str, Any] | None = None

@@ -168,8 +168,7 @@ def build_decoder(settings: Mapping[str, Any]) -> FCOSDecoder:
     decoders = {decoder.name: decoder for decoder in DECODERS.values()}
     if settings["name"] not in decoders:
         raise PruneError(
-            f"model.json names the decoder {settings['name']!r}; "
-            f"expected one of: {', '.join(decoders)}"
+            f"model.json names the decoder {settings['name']!r}; expected one of: {', '.join(decoders)}"
         )
     return decoders[settings["name"]](settings)
 

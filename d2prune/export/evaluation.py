@@ -41,9 +41,7 @@ def average_precisions(
 def _evaluate(predictor: Predictor, loader: Any, dataset: str) -> dict[str, float]:
     # A folder is what a data set that is not in COCO's format is converted in.
     with tempfile.TemporaryDirectory() as folder:
-        evaluator = COCOEvaluator(
-            dataset, distributed=False, output_dir=folder, use_fast_impl=False
-        )
+        evaluator = COCOEvaluator(dataset, distributed=False, output_dir=folder, use_fast_impl=False)
         results = inference_on_dataset(predictor, loader, evaluator)
     # Without any detection the evaluator returns nothing at all.
     return {task: scores["AP"] for task, scores in results.items()} or {"bbox": math.nan}

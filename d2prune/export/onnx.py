@@ -90,9 +90,7 @@ def export_onnx(
     return ExportResult(path, settings, parity, OnnxPredictor(network, settings))
 
 
-def load_onnx(
-    path: str | os.PathLike[str], providers: Sequence[str] | None = None
-) -> OnnxPredictor:
+def load_onnx(path: str | os.PathLike[str], providers: Sequence[str] | None = None) -> OnnxPredictor:
     """Load what `export_onnx` wrote.
 
     Args:
@@ -137,9 +135,7 @@ def _convert(dense: DenseModel, size: Size) -> tuple[bytes, list[str]]:
         )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         reason = str(error).strip().partition("\n")[0]
-        raise PruneError(
-            f"torch.onnx can't convert this {type(dense.model).__name__}: {reason}"
-        ) from error
+        raise PruneError(f"torch.onnx can't convert this {type(dense.model).__name__}: {reason}") from error
     assert program is not None, "torch.onnx.export returns a program when it is given no file"
     return program.model_proto.SerializeToString(), names
 

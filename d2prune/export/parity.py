@@ -20,6 +20,9 @@ from d2prune.export.predictor import OnnxPredictor
 Size = tuple[int, int]
 TOLERANCE = 1e-4
 """Largest error of a float32 output, relative to its largest magnitude."""
+FLOOR = 1e-3
+"""Outputs smaller than this are compared as if they were this large: float32 sums of larger numbers
+leave absolute errors, and an output that is zero but for them has nothing to be relative to."""
 SAME_BOX = 0.99
 """IoU from which two boxes of one class are the same detection."""
 MISMATCH_LIMIT = 0.05
@@ -33,7 +36,8 @@ class Parity:
 
     Attributes:
         sizes: (height, width) of the inputs that the dense outputs were compared on.
-        errors: by dense output the largest error, relative to the output's largest magnitude.
+        errors: by dense output the largest error, relative to the output's largest magnitude
+            (at least `FLOOR`).
         images: how many real images the detections were compared on; 0: the tensors were compared
             on noise, because the caller gave no images.
         detections: of the eager model, on all of them.
@@ -55,6 +59,8 @@ class Parity:
         dense = f"{len(self.errors)} dense outputs at {sizes}, {error}"
         if not self.images:
             return f"{dense} on noise; detections not compared: no images given"
+        if not self.detections and not self.mismatches:
+            return f"{dense}; detections not compared: neither model finds any on {self.images} images"
         return (
             f"{dense}; {self.detections} detections on {self.images} images, {self.mismatches} "
             f"unmatched, {self.mask_error:.2%} of mask pixels differ"
@@ -117,7 +123,7 @@ def _images(batch: Sequence[dict[str, Any]], size: Size) -> Tensor:
     """Return (2, 3, H, W) raw pixels: the first two images scaled to `size`, or noise."""
     if not batch:
         return random_images(size, count=2)
-    images = [(item["image"][None].float()) for item in (batch[0], batch[-1])]
+    images = [item["image"][None].float() for item in (batch[0], batch[-1])]
     return torch.cat([F.interpolate(i, size, mode="bilinear", align_corners=False) for i in images])
 
 
@@ -129,7 +135,7 @@ def _relative_error(name: str, wanted: Tensor, found: Tensor, size: Size) -> flo
             f"expected {tuple(wanted.shape)}, the eager model's"
         )
     wanted = wanted.to(found.device)
-    error = float((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-30))
+    error = float((wanted - found).abs().max() / wanted.abs().max().clamp(min=FLOOR))
     if not error <= TOLERANCE:  # so that NaN fails too
         raise PruneError(
             f"output {name} {where} differs from the eager model's: error {error:.1e} of its "
@@ -138,11 +144,8 @@ def _relative_error(name: str, wanted: Tensor, found: Tensor, size: Size) -> flo
     return error
 
 
-def _with_detections(
-    parity: Parity, eager: list[dict[str, Any]], exported: list[dict[str, Any]]
-) -> Parity:
-    counted = mismatches = differing = pixels = 0
-    total = 0
+def _with_detections(parity: Parity, eager: list[dict[str, Any]], exported: list[dict[str, Any]]) -> Parity:
+    counted = total = mismatches = differing = pixels = 0
     for one, other in zip(eager, exported, strict=True):
         found = other["instances"]
         wanted = one["instances"].to(found.pred_boxes.device)
@@ -154,9 +157,7 @@ def _with_detections(
         differing, pixels = differing + wrong, pixels + area
     _limit("detections", mismatches, total)
     _limit("mask pixels", differing, pixels)
-    return Parity(
-        parity.sizes, parity.errors, len(eager), counted, mismatches, differing / max(pixels, 1)
-    )
+    return Parity(parity.sizes, parity.errors, len(eager), counted, mismatches, differing / max(pixels, 1))
 
 
 def match(wanted: Instances, found: Instances) -> list[tuple[int, int]]:
@@ -172,9 +173,7 @@ def match(wanted: Instances, found: Instances) -> list[tuple[int, int]]:
     return pairs
 
 
-def _mask_pixels(
-    wanted: Instances, found: Instances, pairs: list[tuple[int, int]]
-) -> tuple[int, int]:
+def _mask_pixels(wanted: Instances, found: Instances, pairs: list[tuple[int, int]]) -> tuple[int, int]:
     """Return the mask pixels in which matched detections differ, and all of theirs."""
     if not pairs or not wanted.has("pred_masks"):
         return 0, 0

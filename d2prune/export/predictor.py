@@ -19,9 +19,7 @@ from d2prune.export.settings import Settings
 class OnnxPredictor:
     """Detections from onnxruntime: `predictor(batch)` as `model(batch)` of the eager model."""
 
-    def __init__(
-        self, network: bytes, settings: Settings, providers: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, network: bytes, settings: Settings, providers: Sequence[str] | None = None) -> None:
         """Open a session; see `load_onnx`, which reads both from files.
 
         Args:
@@ -69,9 +67,7 @@ class OnnxPredictor:
         """Pad at the bottom and right to one size that the network takes."""
         how = self.settings["input"]
         constraints = {key: how[key] for key in ("size_divisibility", "square_size")}
-        padded = ImageList.from_tensors(
-            [image.float() for image in images], padding_constraints=constraints
-        )
+        padded = ImageList.from_tensors([image.float() for image in images], padding_constraints=constraints)
         fill = padded.tensor.new_tensor(how["pad_value"])[:, None, None]
         for image, (height, width) in zip(padded.tensor, padded.image_sizes, strict=True):
             image[:, height:] = fill

@@ -95,7 +95,5 @@ def from_json(path: Path, network: bytes) -> Settings:
     if version != VERSION:
         raise PruneError(f"'{path}' has version {version!r}; expected {VERSION}")
     if digest != hashlib.sha256(network).hexdigest():
-        raise PruneError(
-            f"'{path}' belongs to another network than the one beside it; export again"
-        )
+        raise PruneError(f"'{path}' belongs to another network than the one beside it; export again")
     return settings

@@ -55,13 +55,13 @@ class BasicBlock(CNNBlockBase):
     @property
     def norm3(self) -> nn.Module | None:
         """The norm of ``shortcut``; None without one."""
-        return self.shortcut.norm if self.shortcut is not None else None
+        return getattr(self.shortcut, "norm", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
         out = F.relu_(self.norm1(self.conv1(x)))
         out = self.norm2(self.conv2(out))
-        shortcut = x if self.shortcut is None else self.norm3(self.shortcut(x))
+        shortcut = x if self.shortcut is None else self.shortcut.norm(self.shortcut(x))
         return F.relu_(out + shortcut)
 
 

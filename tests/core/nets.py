@@ -184,9 +184,12 @@ class Slopes(nn.Module):
     def __init__(self, width: int = 16):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(3, width, 3, 2, 1), nn.PReLU(width), nn.Conv2d(width, width, 3, 1, 1), nn.PReLU(),
+            nn.Conv2d(3, width, 3, 2, 1),
+            nn.PReLU(width),
+            nn.Conv2d(width, width, 3, 1, 1),
+            nn.PReLU(),
             nn.Conv2d(width, 4, 1),
-        )  # fmt: skip
+        )
 
     def forward(self, x):
         return self.layers(x)

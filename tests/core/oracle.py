@@ -64,7 +64,7 @@ def widths_agree(result):
 
 
 def parameterised(model):
-    """Names of the layers that must have a row: modules with parameters of their own or statistics."""
+    """Names of the layers that must have a row: those with parameters of their own or statistics."""
     return [
         name
         for name, m in model.named_modules()

@@ -1,4 +1,4 @@
-"""Groups: every way in which channels can hang together is pruned exactly, or left with a reason."""
+"""Groups: however channels hang together, they are pruned exactly or left with a reason."""
 
 from __future__ import annotations
 

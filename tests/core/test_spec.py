@@ -64,9 +64,7 @@ def test_copies_keep_the_spec():
         assert spec_of_model(twin) == spec_of_model(model) and same_outputs(twin, model)
 
 
-@pytest.mark.parametrize(
-    "make", [Residual, Grouped, Dense, Mobile, lambda: Chain(48, norm=group_norm(12))]
-)
+@pytest.mark.parametrize("make", [Residual, Grouped, Dense, Mobile, lambda: Chain(48, norm=group_norm(12))])
 def test_pruning_twice_composes(make):
     first = pruned(make, amount=0.25)
     frozen = first.spec.to_json()

@@ -12,19 +12,20 @@ from nets import Chain, Residual, TwoOutputs, images, lively
 from torch import nn
 
 from d2prune.adapters import Target
-from d2prune.core.costs import measure
 from d2prune.core.constraints import rooms
+from d2prune.core.costs import measure
 from d2prune.core.importance import score
 from d2prune.core.planner import plan
 from d2prune.core.spec import spec_of
 from d2prune.core.surgery import resize
 from d2prune.core.types import Request
-from d2prune.core.verify import verify
+from d2prune.core.verify import control_spec, verify
 from d2prune.engine.prune import find_groups
 from d2prune.errors import PruneError
 
 NOT_EQUAL = re.compile(
-    r"^the pruned model is not equal to the masked one: error \d\.\de[+-]\d\d at (\S+) \(allowed 1e-09\)$"
+    r"^the pruned model is not equal to the masked one: "
+    r"error \d\.\de[+-]\d\d at (\S+) \(allowed 1e-09\)$"
 )
 
 
@@ -124,8 +125,6 @@ def test_neither_model_is_touched():
 
 def test_the_control_masks_as_many_kept_units():
     case = Case(Residual())
-    from d2prune.core.verify import control_spec
-
     control = control_spec(case.plan, case.spec, case.model)
     for name, keep in control.layers.items():
         real = case.spec.layers[name]

@@ -15,6 +15,7 @@ TOOLS = sorted((ROOT / "tools").glob("*.py"))
 # A part imports only parts of its own rank or a lower one; the package's __init__ is the top.
 RANKS = {
     "errors": 0,
+    "files": 0,
     "config": 0,
     "core": 1,
     "modeling": 2,

@@ -1,0 +1,43 @@
+"""From a command line's config file and KEY VALUE pairs to a config."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+
+from d2prune.errors import PruneError
+
+
+def read_config(
+    cfg: CfgNode, file: str, opts: Sequence[str] = (), imports: Sequence[str] = ()
+) -> CfgNode:
+    """Merges a YAML file and options into ``cfg``, and freezes it.
+
+    Args:
+        cfg: a fresh config that has all keys (:func:`d2prune.get_cfg`).
+        file: path of the YAML file.
+        opts: KEY VALUE KEY VALUE …
+        imports: modules to import first: they register data sets and models.
+
+    Raises:
+        PruneError: if the file or a module is missing, a key is unknown, or a value is of another type.
+    """
+    for name in imports:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise PruneError(f"--import {name}: {error}; is its folder on PYTHONPATH?") from error
+    if not os.path.isfile(file):
+        raise PruneError(f"--config-file {file!r} does not exist")
+    if len(opts) % 2:
+        raise PruneError(f"expected KEY VALUE pairs after the options; got {' '.join(opts)}")
+    try:
+        cfg.merge_from_file(file)
+        cfg.merge_from_list(list(opts))
+    except (AssertionError, KeyError, ValueError) as error:  # yacs asserts that a key exists
+        raise PruneError(f"{file}: {error.args[0] if error.args else error}") from error
+    cfg.freeze()
+    return cfg

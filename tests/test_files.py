@@ -1,0 +1,54 @@
+"""Files are there whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from d2prune.files import whole_file
+
+
+def test_the_block_writes_text_and_bytes(tmp_path):
+    with whole_file(tmp_path / "a.txt") as file:
+        file.write("µ")
+    with whole_file(tmp_path / "b", "wb") as file:
+        file.write(b"\x00")
+    assert (tmp_path / "a.txt").read_bytes() == "µ".encode() and (tmp_path / "b").read_bytes() == b"\x00"
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "b"]
+
+
+def test_others_see_the_file_before_until_the_end(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("before")
+    with whole_file(path) as file:
+        file.write("after")
+        file.flush()
+        assert path.read_text() == "before"
+    assert path.read_text() == "after"
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_an_error_leaves_the_file_before(tmp_path, error):
+    path = tmp_path / "a"
+    path.write_text("before")
+    with pytest.raises(error), whole_file(path) as file:
+        file.write("half")
+        raise error
+    assert path.read_text() == "before" and os.listdir(tmp_path) == ["a"]
+
+
+def test_the_umask_is_respected_and_kept(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with whole_file(tmp_path / "a"):
+            pass
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "missing" / "a"):
+        pass
