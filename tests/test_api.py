@@ -28,11 +28,10 @@ KEYS = {
 }  # fmt: skip
 
 UNTOUCHED = """
-import enum, importlib, pkgutil, sys, types
+import sys, types
 import detectron2.checkpoint, detectron2.engine, detectron2.evaluation, detectron2.model_zoo
-import detectron2.modeling, detectron2.export, detectron2.utils.visualizer, fvcore.nn, torch, torchvision
+import detectron2.modeling, fvcore.nn, torch, torchvision
 from detectron2.config import get_cfg
-from fvcore.common.registry import Registry
 
 def watched():
     return [m for n, m in sys.modules.items() if m and n.split(".")[0] in ("detectron2", "fvcore")] + [

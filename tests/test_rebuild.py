@@ -18,7 +18,7 @@ from d2prune.rebuild import prune_further, spec_of_model
 LOSS = "MODEL.BASIS_MODULE.LOSS_ON"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
     torch.set_num_threads(1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ class Adapter:
     Subclass it for a meta-architecture and decorate it with ``@register_adapter(MyMetaArch)``; only
     :meth:`dense` must be written.
     """
+
+    old_names: ClassVar[Mapping[str, str]] = {}
+    """Parts of parameter names that older checkpoints have, and what they are now."""
 
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
         """Everything that the model computes from images before any discrete choice, by name.

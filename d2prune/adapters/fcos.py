@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from d2prune.adapters.base import Adapter, register_adapter
+from d2prune.adapters.shapes import refresh_shapes
 from d2prune.modeling import BlendMask, OneStageDetector
 
 HEADS = ("logits", "bbox_reg", "centerness", "top_feats")
@@ -16,13 +18,22 @@ HEADS = ("logits", "bbox_reg", "centerness", "top_feats")
 class FCOSAdapter(Adapter):
     """Names its outputs as AdelaiDet's ONNX export does: ``P3/logits``, ``P3/bbox_reg`` and so on."""
 
+    old_names: ClassVar[Mapping[str, str]] = {".centerness.": ".ctrness."}
+
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
         """See :meth:`Adapter.dense`."""
         return self._heads(model, self._features(model, images), None)
 
+    def after_resize(self, model: nn.Module) -> None:
+        """Tells the backbone's new widths."""
+        refresh_shapes(model.backbone)
+
     def _features(self, model: nn.Module, images: Tensor) -> Mapping[str, Tensor]:
-        if hasattr(model, "normalizer"):  # AdelaiDet's BlendMask keeps no mean and std of its own
-            return model.backbone(model.normalizer(images))
+        if hasattr(model, "normalizer"):
+            # AdelaiDet's BlendMask hides mean and std in a lambda: float32, on the device it was built
+            # for. Counting on meta needs no values, other dtypes a cast.
+            normalized = images if images.is_meta else model.normalizer(images).to(images.dtype)
+            return model.backbone(normalized)
         return model.backbone((images - model.pixel_mean) / model.pixel_std)
 
     def _heads(

@@ -71,9 +71,7 @@ def latency(
     _check(models, inputs, runs, warmup)
     with evaluating(models.values()), torch.inference_mode():
         prepare = _dense_call if dense else _whole_call
-        calls = {
-            name: [prepare(model, batch) for batch in inputs] for name, model in models.items()
-        }
+        calls = {name: [prepare(model, batch) for batch in inputs] for name, model in models.items()}
         seconds: dict[str, list[float]] = {name: [] for name in models}
         for turn in range(-warmup, runs):
             for name, model in models.items():
@@ -114,9 +112,7 @@ def evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
             module.training = mode
 
 
-def _check(
-    models: Mapping[str, nn.Module], inputs: Sequence[Batch], runs: int, warmup: int
-) -> None:
+def _check(models: Mapping[str, nn.Module], inputs: Sequence[Batch], runs: int, warmup: int) -> None:
     if not models or not inputs:
         raise PruneError(f"nothing to time: {len(models)} models, {len(inputs)} inputs")
     if runs < 1 or warmup < 0:
@@ -163,8 +159,6 @@ def _summary(seconds: Sequence[float], first: Sequence[float]) -> Latency:
     times = [1000 * value for value in seconds]
     ratios = [a / b for a, b in zip(seconds, first, strict=True)]
     # a single run has no spread
-    spread = (
-        statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else 3 * ratios
-    )
+    spread = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else 3 * ratios
     low, middle, high = spread
     return Latency(statistics.median(times), min(times), max(times), len(times), middle, low, high)

@@ -121,9 +121,7 @@ def _size_tile(report: Mapping[str, Any]) -> Tile:
 def _proof_tile(report: Mapping[str, Any]) -> Tile:
     proof = report.get("proof")
     state = wording.proof_state(proof)
-    note = (
-        "" if proof is None else f"error {proof['error']:.1e}, control {proof['control_error']:.1e}"
-    )
+    note = "" if proof is None else f"error {proof['error']:.1e}, control {proof['control_error']:.1e}"
     return Tile("Proof", state, note, "good" if state == "exact" else "warn")
 
 

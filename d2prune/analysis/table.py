@@ -11,7 +11,7 @@ from d2prune.analysis.benchmark import Latency
 
 MISSING = "—"
 MINUS = "−"
-COLUMNS = ("params", "MACs", "box AP", "mask AP", "latency, batch 1")
+COLUMNS = ("params", "MACs", "box AP", "mask AP", "network, batch 1")
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,7 @@ def latency_table(results: Mapping[str, Latency], environment: Mapping[str, Any]
         ]
         for name, time in results.items()
     ]
-    where = ", ".join(
-        f"{key} {environment[key]}" for key in ("threads", "torch", "detectron2", "d2prune")
-    )
+    where = ", ".join(f"{key} {environment[key]}" for key in ("threads", "torch", "detectron2", "d2prune"))
     return f"{aligned([heads, *body])}\n{environment['device']}; {where}"
 
 

@@ -88,7 +88,9 @@ class PruningCheckpointer(DetectionCheckpointer, _InertFiles):
         held = checkpoint.get("prune_spec")
         _check_tensors(self._path, weights)
         _strip_module(weights)
-        rename_separate_norms(weights, set(self.model.state_dict()))
+        wanted = set(self.model.state_dict())
+        rename_separate_norms(weights, wanted)
+        _rename_old(weights, wanted, self.model)
         if held is not None:
             _check_same_spec(self._path, PruneSpec.from_dict(held), spec, self.model)
         if held is not None or spec is not None:
@@ -144,6 +146,15 @@ def _strip_module(weights: dict[str, Any]) -> None:
     if weights and all(name.startswith("module.") for name in weights):
         for name in list(weights):
             weights[name.removeprefix("module.")] = weights.pop(name)
+
+
+def _rename_old(weights: dict[str, Any], wanted: set[str], model: nn.Module) -> None:
+    """Names that published checkpoints of an architecture still have."""
+    adapter = find_adapter(model)
+    for old, new in adapter.old_names.items() if adapter is not None else ():
+        for name in [n for n in weights if old in n and n not in wanted]:
+            if name.replace(old, new) in wanted:
+                weights[name.replace(old, new)] = weights.pop(name)
 
 
 def _check_same_spec(path: str, held: PruneSpec, spec: PruneSpec | None, model: nn.Module) -> None:

@@ -40,9 +40,7 @@ def PrunedModel(cfg: CfgNode) -> nn.Module:  # noqa: N802  (the registry takes t
         cfg = _whole_config(cfg)
     base = cfg.MODEL.PRUNING.BASE
     if base not in META_ARCH_REGISTRY or base == "PrunedModel":
-        raise PruneError(
-            f"MODEL.PRUNING.BASE is {base!r}; expected the META_ARCHITECTURE that was pruned"
-        )
+        raise PruneError(f"MODEL.PRUNING.BASE is {base!r}; expected the META_ARCHITECTURE that was pruned")
     spec = _spec_of_cfg(cfg)
     inner = cfg.clone()
     inner.defrost()

@@ -171,7 +171,9 @@ def _entries(
     path: str | os.PathLike[str], data: Any, skipped: set[str], bare_name: str | None = "model"
 ) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise PruneError(f"'{path}' is not a readable checkpoint: it holds a {type(data).__name__}, not a dict")
+        raise PruneError(
+            f"'{path}' is not a readable checkpoint: it holds a {type(data).__name__}, not a dict"
+        )
     skipped = skipped - {"d2prune.checkpoint.struct.rebuild_struct"}  # expected, in every file of ours
     left_out = [key for key, value in data.items() if isinstance(value, _Skipped)]
     if skipped:

@@ -15,7 +15,6 @@ import cloudpickle
 import torch
 from torch import Tensor, nn
 
-
 UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, ValueError, RuntimeError)
 
 

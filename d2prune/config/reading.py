@@ -11,9 +11,7 @@ from detectron2.config import CfgNode
 from d2prune.errors import PruneError
 
 
-def read_config(
-    cfg: CfgNode, file: str, opts: Sequence[str] = (), imports: Sequence[str] = ()
-) -> CfgNode:
+def read_config(cfg: CfgNode, file: str, opts: Sequence[str] = (), imports: Sequence[str] = ()) -> CfgNode:
     """Merges a YAML file and options into ``cfg``, and freezes it.
 
     Args:

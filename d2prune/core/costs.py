@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from d2prune.core.layers import ConvNd, axis_width, is_depthwise, is_layer
+from d2prune.core.layers import ConvNd, axis_width, is_depthwise, is_layer, parameter_dim
 from d2prune.core.types import LayerCost, Totals, Widths
 
 Target = Literal["channels", "params", "macs"]
@@ -47,9 +47,7 @@ class CostModel:
         """Predicted cost of the whole model at ``widths``."""
         whole = self.totals.macs if target == "macs" else self.totals.params
         touched = {name for name, _ in widths if name in self.layers}
-        change = sum(
-            self.layer(name, target, widths) - self.layer(name, target, {}) for name in touched
-        )
+        change = sum(self.layer(name, target, widths) - self.layer(name, target, {}) for name in touched)
         return whole + change
 
 
@@ -82,7 +80,18 @@ def measure(
             hook.remove()
     params = sum(p.numel() for p in model.parameters())
     layers = {n: _layer(m, n, positions[m]) for m, n in names.items() if is_layer(m)}
+    layers.update(_bare_parameters(model, layers))
     return CostModel(layers, Totals(params, counter.get_total_flops() // 2))
+
+
+def _bare_parameters(model: nn.Module, layers: Mapping[str, LayerCost]) -> dict[str, LayerCost]:
+    """Parameters that no known layer owns, such as layer scales."""
+    costs = {}
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[0] not in layers and parameter.numel() > 1:
+            width = parameter.shape[parameter_dim(parameter)]
+            costs[name] = LayerCost(name, width, 0, 0, 0, 0, parameter.numel() / width)
+    return costs
 
 
 def _positions(module: Any, given: Tensor, output: Tensor) -> int:

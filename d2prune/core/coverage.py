@@ -14,9 +14,7 @@ from d2prune.core.types import Coverage, PrunePlan
 UNREACHED = "was not reached by the trace"
 
 
-def coverage(
-    model: nn.Module, pruned: nn.Module, plan: PrunePlan, costs: CostModel
-) -> tuple[Coverage, ...]:
+def coverage(model: nn.Module, pruned: nn.Module, plan: PrunePlan, costs: CostModel) -> tuple[Coverage, ...]:
     """One row per layer of ``model`` that holds parameters or frozen norms, in its own order."""
     whys = dict(_whys(plan))
     rows: list[Coverage] = []
@@ -36,7 +34,7 @@ def coverage(
 def _whys(plan: PrunePlan) -> Iterator[tuple[str, str]]:
     for group, kept, reason in zip(plan.groups, plan.kept, plan.reasons, strict=True):
         whole = len(kept) == group.units
-        why = reason or ("its channels score higher than what the budget takes" if whole else "")
+        why = reason or ("the amount was reached without it" if whole else "")
         for member in group.members:
             if member.axis == "out":
                 yield member.layer, why
@@ -55,9 +53,7 @@ def _has_tensors(module: nn.Module) -> bool:
     return any(tensor is not None and name not in passing for name, tensor in tensors.items())
 
 
-def _bare(
-    name: str, module: nn.Module, pruned: nn.Module, whys: Mapping[str, str]
-) -> Iterator[Coverage]:
+def _bare(name: str, module: nn.Module, pruned: nn.Module, whys: Mapping[str, str]) -> Iterator[Coverage]:
     """Rows of a module that is no layer: one a parameter with channels, one for all others."""
     left = []
     for leaf, parameter in module.named_parameters(recurse=False):

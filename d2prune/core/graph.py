@@ -133,9 +133,7 @@ class _Flow:
                     into: Axis = "out" if edge.handler == self._function(edge.target, "out") else "in"
                     stack.append((edge.target, into, *zip(*mapped, strict=True)))
 
-    def _claim(
-        self, node: Node, axis: Axis, idxs: Sequence[int], ids: Sequence[int]
-    ) -> list[_Index]:
+    def _claim(self, node: Node, axis: Axis, idxs: Sequence[int], ids: Sequence[int]) -> list[_Index]:
         """Ties what is already known at this place; returns what is new here."""
         if node in self.paths and idxs and max(idxs) >= self._width(node, axis):
             # A broadcast: C channels meet a layer of fewer. Cutting either is left to an adapter.
@@ -197,17 +195,14 @@ class _Flow:
         made = [self._group([units[u] for u in us], modules, key[-1]) for key, us in alike.items()]
         return tuple(sorted(made, key=lambda g: self.rank.get(g.name, len(self.rank))))
 
-    def _group(
-        self, units: list[dict[Site, list[int]]], modules: Mapping[Site, Any], fixed: str
-    ) -> Group:
+    def _group(self, units: list[dict[Site, list[int]]], modules: Mapping[Site, Any], fixed: str) -> Group:
         def order(site: Site) -> tuple[bool, int, str]:
             makes = site[1] == "out" and isinstance(modules[site], (*ConvNd, nn.Linear))
             return (not makes, self.rank.get(site[0], len(self.rank)), site[1])
 
         sites = sorted(units[0], key=order)
         members = tuple(
-            Member(*site, np.array([sorted(unit[site]) for unit in units], dtype=np.int64))
-            for site in sites
+            Member(*site, np.array([sorted(unit[site]) for unit in units], dtype=np.int64)) for site in sites
         )
         producers = tuple(site[0] for site in sites if not order(site)[0])
         inexact = next(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from d2prune.core.types import Axis
 from d2prune.errors import PruneError
 
+Layer = Any  # torch types every attribute of a module as Tensor | Module
 ConvNd = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -45,7 +47,10 @@ def axis_width(layer: nn.Module, axis: Axis) -> int:
         return int(layer.normalized_shape[-1])
     if isinstance(layer, nn.PReLU):
         return layer.num_parameters
-    return int(layer.num_features)  # type: ignore[arg-type]
+    width = _norm_width(layer)
+    if width is None:
+        raise PruneError(f"can't tell the channels of a {type(layer).__name__}")
+    return width
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def parameter_dim(parameter: Tensor) -> int:
     return max(i for i, size in enumerate(parameter.shape) if size > 1)
 
 
-def _cut_conv(layer: nn.Module, keep: Keep) -> None:
+def _cut_conv(layer: Layer, keep: Keep) -> None:
     out_dim, in_dim = (1, 0) if layer.transposed else (0, 1)
     if is_depthwise(layer):
         kept = keep.out if keep.out is not None else keep.inp
@@ -133,24 +138,25 @@ def _fitting(kept: Sequence[int] | None, size: int) -> list[int] | None:
     return None if kept is None else [i for i in kept if i < size]
 
 
-def _cut_linear(layer: nn.Module, keep: Keep) -> None:
+def _cut_linear(layer: Layer, keep: Keep) -> None:
     select(layer, "weight", 0, keep.out)
     select(layer, "bias", 0, keep.out)
     select(layer, "weight", 1, keep.inp)
     layer.out_features, layer.in_features = layer.weight.shape
 
 
-def _cut_norm(layer: nn.Module, keep: Keep) -> None:
+def _cut_norm(layer: Layer, keep: Keep) -> None:
     if keep.out is None:
         return
-    tensors = [*layer._parameters.items(), *layer._buffers.items()]
-    for name, tensor in tensors:
-        if tensor is not None and tensor.dim() == 1:
+    width = _norm_width(layer)
+    for name, tensor in [*layer._parameters.items(), *layer._buffers.items()]:
+        if tensor is not None and tensor.shape == (width,):
             select(layer, name, 0, keep.out)
-    layer.num_features = len(keep.out)
+    if hasattr(layer, "num_features"):  # torchvision's frozen norm does without
+        layer.num_features = len(keep.out)
 
 
-def _cut_groupnorm(layer: nn.Module, keep: Keep) -> None:
+def _cut_groupnorm(layer: Layer, keep: Keep) -> None:
     if keep.out is None:
         return
     select(layer, "weight", 0, keep.out)
@@ -159,7 +165,7 @@ def _cut_groupnorm(layer: nn.Module, keep: Keep) -> None:
     layer.num_groups, layer.num_channels = keep.groups, len(keep.out)
 
 
-def _cut_layernorm(layer: nn.Module, keep: Keep) -> None:
+def _cut_layernorm(layer: Layer, keep: Keep) -> None:
     if keep.out is None:
         return
     select(layer, "weight", -1, keep.out)
@@ -167,13 +173,13 @@ def _cut_layernorm(layer: nn.Module, keep: Keep) -> None:
     layer.normalized_shape = (*layer.normalized_shape[:-1], len(keep.out))
 
 
-def _cut_prelu(layer: nn.Module, keep: Keep) -> None:
+def _cut_prelu(layer: Layer, keep: Keep) -> None:
     if keep.out is not None and layer.num_parameters > 1:
         select(layer, "weight", 0, keep.out)
         layer.num_parameters = len(keep.out)
 
 
-_HANDLERS: dict[type[nn.Module] | tuple[type[nn.Module], ...], Callable[[nn.Module, Keep], None]] = {
+_HANDLERS: dict[type[nn.Module] | tuple[type[nn.Module], ...], Callable[[Layer, Keep], None]] = {
     ConvNd: _cut_conv,
     nn.Linear: _cut_linear,
     nn.GroupNorm: _cut_groupnorm,
@@ -182,7 +188,7 @@ _HANDLERS: dict[type[nn.Module] | tuple[type[nn.Module], ...], Callable[[nn.Modu
 }
 
 
-def _handler(layer: object) -> Callable[[nn.Module, Keep], None] | None:
+def _handler(layer: object) -> Callable[[Layer, Keep], None] | None:
     for kind, handler in _HANDLERS.items():
         if isinstance(layer, kind):
             return handler
@@ -193,6 +199,13 @@ def _is_channel_norm(layer: object) -> bool:
     """BatchNorm and its like, frozen or not: every tensor is a scalar or holds one value a channel."""
     if not isinstance(layer, nn.Module) or any(True for _ in layer.children()):
         return False
-    width = getattr(layer, "num_features", None)
+    width = _norm_width(layer)
     tensors = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
-    return isinstance(width, int) and all(t.numel() == 1 or t.shape == (width,) for t in tensors)
+    return width is not None and all(t.numel() == 1 or t.shape == (width,) for t in tensors)
+
+
+def _norm_width(layer: nn.Module) -> int | None:
+    width, mean = getattr(layer, "num_features", None), layer._buffers.get("running_mean")
+    if isinstance(width, int):
+        return width
+    return mean.numel() if mean is not None else None

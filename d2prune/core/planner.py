@@ -76,9 +76,7 @@ def check(request: Request) -> None:
     """Raises PruneError for a value no plan can be made with."""
     ALLOCATIONS[request.allocation]
     if request.target not in TARGETS:
-        raise PruneError(
-            f"MODEL.PRUNING.TARGET is {request.target!r}; expected one of: {', '.join(TARGETS)}"
-        )
+        raise PruneError(f"MODEL.PRUNING.TARGET is {request.target!r}; expected one of: {', '.join(TARGETS)}")
     if not 0 < request.amount < 1:
         raise PruneError(
             f"MODEL.PRUNING.AMOUNT is {request.amount}; expected a fraction removed, 0 < AMOUNT < 1"

@@ -73,10 +73,7 @@ class PruneSpec:
             )
         try:
             layers = {name: _keep(row) for name, row in data["layers"].items()}
-            widths = {
-                name: (_before(row, "out"), _before(row, "in"))
-                for name, row in data["layers"].items()
-            }
+            widths = {name: (_before(row, "out"), _before(row, "in")) for name, row in data["layers"].items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PruneError(f"not a pruning spec: a layer's row is malformed ({error!r})") from error
         return cls(str(data["base"]), layers, widths)

@@ -95,7 +95,11 @@ class Totals:
 
 @dataclass(frozen=True)
 class Request:
-    """What to prune: the keys MODEL.PRUNING.* as plain values (see ``add_prune_config``)."""
+    """What to prune: the keys MODEL.PRUNING.* as plain values (see ``add_prune_config``).
+
+    ``amount`` is a fraction of the whole model's params or macs, and with target "channels" of the
+    channels of the groups that may be pruned.
+    """
 
     amount: float = 0.5
     target: str = "macs"

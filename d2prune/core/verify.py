@@ -54,9 +54,7 @@ def verify(model: nn.Module, pruned: nn.Module, plan: PrunePlan, spec: PruneSpec
     contrast = max(_error(masked[name], control[name]) for name in masked)
     shown = contrast >= CONTROL * max(errors[worst], np.finfo(np.float64).eps)
     reason = "" if shown else f"inconclusive: the control errs by only {contrast:.1e}"
-    return Proof(
-        shown and not inexact, errors[worst], contrast, "float64", tuple(masked), inexact or reason
-    )
+    return Proof(shown and not inexact, errors[worst], contrast, "float64", tuple(masked), inexact or reason)
 
 
 def _inexact(plan: PrunePlan) -> str:
@@ -94,8 +92,6 @@ def control_spec(plan: PrunePlan, spec: PruneSpec, model: nn.Module) -> PruneSpe
         count = min(group.units - len(kept), len(kept))
         gone = rng.permutation(kept)[:count]
         swapped.append(np.setdiff1d(np.arange(group.units), gone))
-    control = spec_of(
-        PrunePlan(plan.groups, tuple(swapped), plan.reasons, plan.reached), spec.base, model
-    )
+    control = spec_of(PrunePlan(plan.groups, tuple(swapped), plan.reasons, plan.reached), spec.base, model)
     layers = {name: Keep(inp=keep.inp) for name, keep in control.layers.items()}
     return PruneSpec(control.base, layers, control.widths)

@@ -52,9 +52,7 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
 def _crop(cfg: CfgNode) -> InstanceCrop:
     kind = cfg.INPUT.CROP.TYPE
     if kind not in CROP_TYPES:
-        raise PruneError(
-            f"INPUT.CROP.TYPE is {kind!r}; allowed: {', '.join(map(repr, CROP_TYPES))}"
-        )
+        raise PruneError(f"INPUT.CROP.TYPE is {kind!r}; allowed: {', '.join(map(repr, CROP_TYPES))}")
     may_cut = optional_key(cfg, "INPUT.CROP.CROP_INSTANCE", True)
     return InstanceCrop(kind, cfg.INPUT.CROP.SIZE, may_cut)
 

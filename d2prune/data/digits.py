@@ -48,9 +48,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in SPLITS:
             if getattr(self, name) < 1:
-                raise PruneError(
-                    f"--{name} {getattr(self, name)}: the number of scenes must be 1 or more"
-                )
+                raise PruneError(f"--{name} {getattr(self, name)}: the number of scenes must be 1 or more")
 
 
 @dataclass(frozen=True)
@@ -113,9 +111,7 @@ def _is_complete(root: Path, recipe: Recipe) -> bool:
     if (root / RECIPE_FILE).read_text() != json.dumps(asdict(recipe)):
         return False
     images = root / "images"
-    return all(
-        len(list((images / split).glob("*.jpg"))) == getattr(recipe, split) for split in SPLITS
-    )
+    return all(len(list((images / split).glob("*.jpg"))) == getattr(recipe, split) for split in SPLITS)
 
 
 def _require_free(root: Path, recipe: Recipe) -> None:
@@ -145,9 +141,7 @@ def _publish(folder: Path, root: Path, recipe: Recipe) -> None:
         folder.rename(root)
     except OSError as error:
         if not _is_complete(root, recipe):  # another process may have finished the same set first
-            raise PruneError(
-                f"cannot rename the finished set to --output {root}: {error}"
-            ) from error
+            raise PruneError(f"cannot rename the finished set to --output {root}: {error}") from error
 
 
 def _fill(folder: Path, recipe: Recipe, workers: int) -> None:

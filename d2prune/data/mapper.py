@@ -41,9 +41,7 @@ class DatasetMapperWithBasis(DatasetMapper):
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Read the arguments of ``__init__`` from a config."""
         if cfg.INPUT.MASK_FORMAT not in MASK_FORMATS:
-            raise PruneError(
-                f"INPUT.MASK_FORMAT is {cfg.INPUT.MASK_FORMAT!r}; allowed: 'polygon', 'bitmask'"
-            )
+            raise PruneError(f"INPUT.MASK_FORMAT is {cfg.INPUT.MASK_FORMAT!r}; allowed: 'polygon', 'bitmask'")
         augmentations = build_augmentations(cfg, is_train)
         arguments = super().from_config(cfg, is_train)
         rotates = is_train and optional_key(cfg, "INPUT.IS_ROTATE", False)
@@ -151,7 +149,5 @@ def _read_basis_sem(path: str, size: tuple[int, int]) -> np.ndarray:
             raise PruneError(f"{path} has no array 'mask', but {archive.files}; make it anew")
         labels = archive["mask"]
     if labels.shape != size:
-        raise PruneError(
-            f"{path}: 'mask' has shape {labels.shape}, but its image is {size} (height, width)"
-        )
+        raise PruneError(f"{path}: 'mask' has shape {labels.shape}, but its image is {size} (height, width)")
     return labels

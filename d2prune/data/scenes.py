@@ -43,9 +43,7 @@ class _Layer:
         return self.alpha > 0.5
 
 
-def compose_scene(
-    rng: np.random.Generator, digits: DigitPool, photographs: tuple[Image.Image, ...]
-) -> Scene:
+def compose_scene(rng: np.random.Generator, digits: DigitPool, photographs: tuple[Image.Image, ...]) -> Scene:
     """Draw a scene of 1-4 digits; everything random comes from ``rng``.
 
     Digits lie on each other in list order, the last one on top. A digit of which less than a

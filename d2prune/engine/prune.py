@@ -129,6 +129,7 @@ def prune_model(model: Model, request: Request, target: Target, prove: bool = Tr
     proof = verify(model, pruned, decided, spec, target.outputs) if prove else None
     rows = coverage(model, pruned, decided, costs)
     _warn_unreached(rows)
+    _warn_missed(request, decided.reached)
     return PruneResult(
         model=pruned,
         spec=pruned.prune_spec,
@@ -147,6 +148,14 @@ def find_groups(model: nn.Module, target: Target) -> tuple[Group, ...]:
     traced = copy.deepcopy(model).float().eval()
     with unfused(traced) as names:
         return trace_groups(traced, target.outputs, names)
+
+
+def _warn_missed(request: Request, reached: float) -> None:
+    if abs(reached - request.amount) > 0.01:
+        logger.warning(
+            "AMOUNT %s of %s: reached %.3f, %+.3f off; steps of the groups and ROUND_TO %d allow no nearer",
+            request.amount, request.target, reached, reached - request.amount, request.round_to,
+        )  # fmt: skip
 
 
 def _warn_unreached(rows: Sequence[Coverage]) -> None:

@@ -64,9 +64,7 @@ def run_prune(cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test) -
     return after
 
 
-def _prune_on_first_rank(
-    cfg: CfgNode, model: nn.Module
-) -> tuple[PruneResult[nn.Module] | None, nn.Module]:
+def _prune_on_first_rank(cfg: CfgNode, model: nn.Module) -> tuple[PruneResult[nn.Module] | None, nn.Module]:
     result, error, text = None, "", ""
     if comm.is_main_process():
         try:
@@ -108,8 +106,7 @@ def _finish(
     files = {"baseline": cfg.MODEL.WEIGHTS, "pruned": weights}
     totals = {"baseline": report["before"], "pruned": report["after"]}
     report["stages"] = [
-        record.stage(name, totals[name], results, files[name])
-        for name, (_, results) in evaluated.items()
+        record.stage(name, totals[name], results, files[name]) for name, (_, results) in evaluated.items()
     ]
     publish(cfg, report, {name: model for name, (model, _) in evaluated.items()})
     if not cfg.MODEL.FINETUNE:

@@ -58,9 +58,7 @@ def input_size(cfg: CfgNode, model: nn.Module) -> tuple[int, int]:
     if not size:
         size = (cfg.INPUT.MIN_SIZE_TEST, max(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST))
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise PruneError(
-            f"MODEL.PRUNING.INPUT_SIZE is {size!r}; expected () or (height, width) in pixels"
-        )
+        raise PruneError(f"MODEL.PRUNING.INPUT_SIZE is {size!r}; expected () or (height, width) in pixels")
     step = getattr(getattr(model, "backbone", None), "size_divisibility", 0) or 32
     height, width = (-(-side // step) * step for side in size)
     return height, width
@@ -74,9 +72,7 @@ def target_from_cfg(cfg: CfgNode, model: nn.Module) -> Target:
 def check_modes(cfg: CfgNode) -> None:
     """Raises PruneError where PRUNE or FINETUNE lacks what it needs, before anything is built."""
     if cfg.MODEL.PRUNE and not cfg.MODEL.WEIGHTS:
-        raise PruneError(
-            "MODEL.PRUNE needs MODEL.WEIGHTS: the path of the trained checkpoint to prune"
-        )
+        raise PruneError("MODEL.PRUNE needs MODEL.WEIGHTS: the path of the trained checkpoint to prune")
     if cfg.MODEL.FINETUNE and not cfg.MODEL.WEIGHTS:
         raise PruneError(
             "MODEL.FINETUNE needs MODEL.WEIGHTS: the path of a pruned checkpoint "

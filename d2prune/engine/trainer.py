@@ -40,12 +40,14 @@ class PruningMixin(_Trainer):
         check_modes(cfg)
         self._save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
         self._results: Mapping[str, Any] | None = None
+        self._found_prune = False
         if cfg.MODEL.PRUNE and not cfg.MODEL.FINETUNE:
             TrainerBase.__init__(self)
             self.cfg = cfg
             return
         if cfg.MODEL.PRUNE:
-            if not finetuning.has_pruned_run(cfg):
+            self._found_prune = finetuning.has_pruned_run(cfg)
+            if not self._found_prune:
                 run_prune(cfg, self._build_to_prune, self.test)
             cfg = finetuning.after_prune(cfg)
         super().__init__(cfg)
@@ -77,7 +79,7 @@ class PruningMixin(_Trainer):
                 self._results = run_prune(self.cfg, self._build_to_prune, self.test)
             return
         if self.cfg.MODEL.FINETUNE:
-            resume = finetuning.check_output_dir(self.cfg, resume)
+            resume = finetuning.check_output_dir(self.cfg, resume, self._found_prune)
         super().resume_or_load(resume=resume)
 
     def train(self) -> Any:

@@ -152,6 +152,4 @@ def _refuse_what_basic_blocks_lack(resnets: CfgNode) -> None:
     }
     for key, (fine, allowed) in wanted.items():
         if not fine:
-            raise PruneError(
-                f"MODEL.RESNETS.{key} is {resnets[key]!r}; a narrow ResNet expects {allowed}"
-            )
+            raise PruneError(f"MODEL.RESNETS.{key} is {resnets[key]!r}; a narrow ResNet expects {allowed}")

@@ -43,13 +43,13 @@ class BasicBlock(CNNBlockBase):
         self.register_load_state_dict_pre_hook(_read_either_naming)
 
     @property
-    def norm1(self) -> nn.Module:
-        """The norm of ``conv1``."""
+    def norm1(self) -> nn.Module | None:
+        """The norm of ``conv1``; None where the block was made without norms."""
         return self.conv1.norm
 
     @property
-    def norm2(self) -> nn.Module:
-        """The norm of ``conv2``."""
+    def norm2(self) -> nn.Module | None:
+        """The norm of ``conv2``; None as above."""
         return self.conv2.norm
 
     @property
@@ -59,10 +59,15 @@ class BasicBlock(CNNBlockBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
-        out = F.relu_(self.norm1(self.conv1(x)))
-        out = self.norm2(self.conv2(out))
-        shortcut = x if self.shortcut is None else self.shortcut.norm(self.shortcut(x))
+        out = F.relu_(_normed(self.conv1, x))
+        out = _normed(self.conv2, out)
+        shortcut = x if self.shortcut is None else _normed(self.shortcut, x)
         return F.relu_(out + shortcut)
+
+
+def _normed(conv: nn.Module, x: Tensor) -> Tensor:
+    x = conv(x)
+    return x if conv.norm is None else conv.norm(x)  # None with MODEL.RESNETS.NORM ""
 
 
 def separate_norms(model: Model) -> Model:
@@ -80,7 +85,9 @@ def join_norms(model: Model) -> Model:
     for block in model.modules():
         if type(block) is BasicBlock:
             block.__class__ = resnet.BasicBlock
-            block._load_state_dict_pre_hooks.clear()
+            hooks = block._load_state_dict_pre_hooks
+            for key in [k for k, hook in hooks.items() if hook.hook is _read_either_naming]:
+                del hooks[key]
             _retype(block, nn.Conv2d, Conv2d)
     return model
 
@@ -92,9 +99,7 @@ def _retype(block: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> Non
             conv.__class__ = new
 
 
-def _read_either_naming(
-    block: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object
-) -> None:
+def _read_either_naming(block: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
     wanted = {prefix + name for name in block.state_dict()}
     rename_separate_norms(state_dict, wanted)
 

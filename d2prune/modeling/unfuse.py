@@ -55,9 +55,7 @@ def unfused(model: nn.Module) -> Iterator[dict[nn.Module, str]]:
 
 def is_frozen_norm(module: nn.Module) -> bool:
     """True for FrozenBatchNorm2d of Detectron2, torchvision and others: a BatchNorm made of buffers."""
-    return set(module._buffers) >= _STATISTICS and not isinstance(
-        module, nn.modules.batchnorm._BatchNorm
-    )
+    return set(module._buffers) >= _STATISTICS and not isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def _split(module: nn.Module, undo: list[Callable[[], None]]) -> nn.Conv2d:
@@ -66,9 +64,7 @@ def _split(module: nn.Module, undo: list[Callable[[], None]]) -> nn.Conv2d:
     plain = nn.Conv2d.__new__(nn.Conv2d)
     nn.Module.__init__(plain)
     own = vars(plain)
-    own.update(
-        {k: v for k, v in vars(module).items() if k not in own and k not in ("norm", "activation")}
-    )
+    own.update({k: v for k, v in vars(module).items() if k not in own and k not in ("norm", "activation")})
     own["training"] = module.training
     plain._parameters = parameters
     vars(module)["_parameters"] = {}

@@ -11,6 +11,7 @@ from small_models import LEVELS_550, RT, backward, build, eager, small_cfg, trai
 
 from d2prune.adapters import Target, find_adapter
 from d2prune.adapters.fcos import BlendMaskAdapter, FCOSAdapter
+from d2prune.checkpoint import PruningCheckpointer
 from d2prune.core.spec import PruneSpec
 from d2prune.core.surgery import mask
 from d2prune.engine.prune import find_groups, measure_model, prune
@@ -223,3 +224,12 @@ def test_half_precision_and_training_mode_are_kept():
     result = prune(model, 0.3, input_size=SIZE)
     assert result.proof.exact and result.model.training
     assert {p.dtype for p in result.model.parameters()} == {torch.bfloat16}
+
+
+def test_checkpoints_that_say_centerness_load(tmp_path):
+    model = build_model(small_cfg()).eval()
+    weights = {k.replace(".ctrness.", ".centerness."): v + 1 for k, v in model.state_dict().items()}
+    torch.save({"model": weights}, tmp_path / "old.pth")
+    PruningCheckpointer(model).load(str(tmp_path / "old.pth"))
+    ctrness = model.state_dict()["proposal_generator.fcos_head.ctrness.weight"]
+    assert torch.equal(ctrness, weights["proposal_generator.fcos_head.centerness.weight"])

@@ -83,9 +83,7 @@ def test_every_layer_is_covered(report):
 
 
 def test_widths_keep_the_models_order(report):
-    found = [
-        (part["name"], [row["name"] for row in part["rows"]]) for part in charts(report["coverage"])
-    ]
+    found = [(part["name"], [row["name"] for row in part["rows"]]) for part in charts(report["coverage"])]
     assert found == [("backbone", ["backbone.conv1", "backbone.conv2"]), ("head", ["head.conv"])]
 
 

@@ -48,7 +48,7 @@ def test_without_stages_the_sizes_are_shown(report):
 def test_columns_line_up(report):
     lines = stage_table(report).splitlines()
     assert len(lines) == 2 + len(report["stages"])
-    assert lines[0].endswith("latency, batch 1") and len({len(line) for line in lines}) == 1
+    assert lines[0].endswith("network, batch 1") and len({len(line) for line in lines}) == 1
     assert aligned([["a", "bb"], ["ccc", "d"]]) == "a    bb\n---  --\nccc   d"
 
 

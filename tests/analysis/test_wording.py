@@ -9,9 +9,7 @@ from d2prune.analysis.wording import ap_change, ap_words, proof_state, verdict
 
 def test_all_is_told_at_best(report):
     text = verdict(report)
-    assert text.startswith(
-        "50.0% of the MACs and 75.0% of the parameters of BlendMask were removed"
-    )
+    assert text.startswith("50.0% of the MACs and 75.0% of the parameters of BlendMask were removed")
     assert "proved exact" in text and "1.5e-15" in text and "float64" in text and "0.42" in text
     assert "baseline 54.0, pruned 10.0, fine-tuned 53.6: 0.4 points lost" in text
     assert text.endswith(".") and text.count(". ") == 0

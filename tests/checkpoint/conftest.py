@@ -11,9 +11,13 @@ from tiny_blendmask import tiny_model, tiny_prune
 from d2prune.checkpoint import save
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_seed():
     torch.manual_seed(0)
 
 

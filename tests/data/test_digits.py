@@ -155,8 +155,7 @@ def test_val_mini_is_the_start_of_val(root, monkeypatch, tmp_path):
     monkeypatch.setattr(digits_module, "VAL_MINI_SCENES", 3)
     make_digits(tmp_path / "d", Recipe(train=1, val=5), processes=1)
     mini, val = (
-        json.loads((tmp_path / "d" / f"digits_{name}.json").read_text())
-        for name in ("val_mini", "val")
+        json.loads((tmp_path / "d" / f"digits_{name}.json").read_text()) for name in ("val_mini", "val")
     )
     assert mini["images"] == val["images"][:3]
     assert mini["annotations"] == val["annotations"][: len(mini["annotations"])]
@@ -167,9 +166,7 @@ def test_detectron2_reads_the_set(registered):
     assert counts == {"digits_train": 12, "digits_val": 5, "digits_val_mini": 5}
     first = DatasetCatalog.get("digits_val")[0]
     assert Path(first["file_name"]).is_file()
-    classes = {
-        a["category_id"] for d in DatasetCatalog.get("digits_train") for a in d["annotations"]
-    }
+    classes = {a["category_id"] for d in DatasetCatalog.get("digits_train") for a in d["annotations"]}
     assert classes <= set(range(10))
     assert MetadataCatalog.get("digits_train").thing_classes == list("0123456789")
 

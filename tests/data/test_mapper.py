@@ -219,9 +219,7 @@ def test_basis_target_from_instances(record, rle):
         rectangle(4, 5, 20, 15, 3, rle),
         rectangle(30, 20, 56, 38, 7, rle),
     ]
-    cfg = config(
-        MODEL__BASIS_MODULE__LOSS_ON=True, INPUT__MASK_FORMAT="bitmask" if rle else "polygon"
-    )
+    cfg = config(MODEL__BASIS_MODULE__LOSS_ON=True, INPUT__MASK_FORMAT="bitmask" if rle else "polygon")
     sample = DatasetMapperWithBasis(cfg, True)(record)
     target = sample["basis_sem"]
     assert target.dtype == torch.long and target.shape == (HEIGHT, WIDTH)

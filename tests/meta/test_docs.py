@@ -25,9 +25,7 @@ def test_links_resolve(name: str):
     if not document.exists():
         pytest.skip(f"{name} is not written yet")
     broken = [
-        link
-        for link in relative_links(document)
-        if not (document.parent / link.split("#")[0]).exists()
+        link for link in relative_links(document) if not (document.parent / link.split("#")[0]).exists()
     ]
     assert broken == []
 

@@ -10,6 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from small_models import LEVELS_550, RT, eager, small_cfg, training_batch
 
 import d2prune
+from d2prune.adapters import Target
 from d2prune.modeling import HAS_ADELAIDET, basis_sem_from_instances
 
 if not HAS_ADELAIDET:
@@ -90,6 +91,18 @@ def test_half_the_macs_go_exactly(result):
     assert result.proof.exact, result.proof
     assert result.reached == pytest.approx(0.5, abs=0.03)
     assert result.after.macs < 0.53 * result.before.macs
+
+
+def test_it_is_counted_on_meta(model):
+    outputs = Target(model).inference(copy.deepcopy(model).to("meta"))
+    assert all(tensor.is_meta for tensor in outputs.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_it_runs_densely_in_other_dtypes(model, dtype):
+    with torch.no_grad():
+        outputs = Target(model).outputs(copy.deepcopy(model).to(dtype))
+    assert {tensor.dtype for tensor in outputs.values()} == {dtype}
 
 
 def test_the_pruned_model_trains(result):

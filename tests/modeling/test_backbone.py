@@ -45,8 +45,7 @@ def test_narrow_at_full_width_is_detectron2s_own(depth):
     )  # fmt: skip
     with torch.device("meta"):
         ours, theirs = (
-            BACKBONE_REGISTRY.get(f"build_{name}_backbone")(cfg, RGB)
-            for name in ("narrow_resnet", "resnet")
+            BACKBONE_REGISTRY.get(f"build_{name}_backbone")(cfg, RGB) for name in ("narrow_resnet", "resnet")
         )
     one, two = ours.state_dict(), theirs.state_dict()
     assert {k: v.shape for k, v in one.items()} == {k: v.shape for k, v in two.items()}

@@ -55,7 +55,7 @@ def separately_named(state):
     """The names of seeds/002: norm1, norm2, norm3 beside the convolutions."""
     renamed = {}
     for name, tensor in state.items():
-        for conv, norm in SEPARATE_OF.items():
+        for conv, norm in SEPARATE_OF.items() if "stem" not in name else ():
             name = name.replace(f"{conv}.norm.", f"{norm}.")
         renamed[name] = tensor
     return renamed

@@ -43,9 +43,7 @@ def test_a_strong_coefficient_selects_its_base(interpolation):
 def test_equal_coefficients_take_the_mean():
     blend = blender()
     rois = torch.randn(2, 3, 14, 14)
-    torch.testing.assert_close(
-        blend.blend(rois, torch.zeros(2, blend.num_coefficients)), rois.mean(dim=1)
-    )
+    torch.testing.assert_close(blend.blend(rois, torch.zeros(2, blend.num_coefficients)), rois.mean(dim=1))
 
 
 def test_masks_are_set_per_image():

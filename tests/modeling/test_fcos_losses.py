@@ -139,9 +139,7 @@ def test_no_positives_still_tie_every_map():
     wanted = targets([instances([], []), instances([], [])])
     logits, distances, ctrness, top = predictions(top=7)
     for quality in ("ctrness", "iou"):
-        losses, results = FCOSLoss(CLASSES, quality=quality)(
-            wanted, logits, distances, ctrness, top
-        )
+        losses, results = FCOSLoss(CLASSES, quality=quality)(wanted, logits, distances, ctrness, top)
         total = sum(losses.values()) + results["instances"].top_feats.sum()
         grads = torch.autograd.grad(total, [*logits, *distances, *ctrness, *top])
         assert total.isfinite()

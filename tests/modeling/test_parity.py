@@ -85,7 +85,5 @@ def test_blends_are_adelaidets(shared):
     from d2prune.modeling.blendmask import Blender
 
     recorded = np.load(shared / "parity" / "a_blendmask_base" / "blend.npz")
-    rois, top, logits = (
-        torch.as_tensor(recorded[f"blend/{k}"]) for k in ("rois8", "top_feat8", "logits8")
-    )
+    rois, top, logits = (torch.as_tensor(recorded[f"blend/{k}"]) for k in ("rois8", "top_feat8", "logits8"))
     torch.testing.assert_close(Blender(get_cfg()).blend(rois, top).flatten(1), logits)

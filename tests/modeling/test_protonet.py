@@ -79,9 +79,7 @@ def test_empty_norm_means_neither_norm_nor_bias():
     assert module.refine[0][0].bias is None
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("NAME", "Foo"), ("IN_FEATURES", ["p2"]), ("COMMON_STRIDE", 5)]
-)
+@pytest.mark.parametrize(("key", "value"), [("NAME", "Foo"), ("IN_FEATURES", ["p2"]), ("COMMON_STRIDE", 5)])
 def test_bad_values_are_named(key, value):
     with pytest.raises(PruneError, match=f"MODEL.BASIS_MODULE.{key}"):
         build_basis_module(small_cfg(f"MODEL.BASIS_MODULE.{key}", value), SHAPES)

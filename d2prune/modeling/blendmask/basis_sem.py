@@ -43,7 +43,5 @@ def _bitmasks(masks: PolygonMasks | BitMasks | Tensor, image_size: tuple[int, in
         return [torch.from_numpy(polygons_to_bitmask(p, *image_size)) for p in masks.polygons]
     tensor = masks if isinstance(masks, Tensor) else masks.tensor
     if tuple(tensor.shape[1:]) != tuple(image_size):
-        raise PruneError(
-            f"gt_masks are {tuple(tensor.shape[1:])} pixels; expected the image's {image_size}"
-        )
+        raise PruneError(f"gt_masks are {tuple(tensor.shape[1:])} pixels; expected the image's {image_size}")
     return list(tensor.bool())

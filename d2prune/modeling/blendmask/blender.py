@@ -100,9 +100,9 @@ class Blender:
         rois = self.pooler(bases, [gt.gt_boxes for gt in gt_instances])[positives.gt_inds]
         wanted = self._gt_masks(gt_instances)[positives.gt_inds]
         logits = self.blend(rois, positives.top_feats)
-        loss = F.binary_cross_entropy_with_logits(
-            logits, wanted.to(logits.dtype), reduction="none"
-        ).mean(dim=(1, 2))
+        loss = F.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype), reduction="none").mean(
+            dim=(1, 2)
+        )
         return {"loss_mask": (loss * positives.gt_ctrs).sum() / denorm}
 
     def blend(self, rois: Tensor, coefficients: Tensor) -> Tensor:

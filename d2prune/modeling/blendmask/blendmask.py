@@ -160,15 +160,11 @@ class BlendMask(nn.Module):
             padding_constraints=self.backbone.padding_constraints,
         )
 
-    def _losses(
-        self, batch: Batch, images: ImageList, features: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def _losses(self, batch: Batch, images: ImageList, features: dict[str, Tensor]) -> dict[str, Tensor]:
         gt_instances = [gt.to(self.device) for gt in _ground_truth(batch, "instances", _INSTANCES)]
         losses = self._panoptic_losses(batch, features)
         bases, basis_losses = self.basis_module(features, self._basis_sem(batch, gt_instances))
-        proposals, proposal_losses = self.proposal_generator(
-            images, features, gt_instances, self.top_layer
-        )
+        proposals, proposal_losses = self.proposal_generator(images, features, gt_instances, self.top_layer)
         mask_losses = self.blender.losses(
             bases["bases"], proposals["instances"], proposals["loss_denorm"], gt_instances
         )
@@ -195,17 +191,13 @@ class BlendMask(nn.Module):
         wanted = self._pad(maps, self.panoptic_module.ignore_value).tensor
         return dict(self.panoptic_module(features, wanted)[1])
 
-    def _detect(
-        self, batch: Batch, images: ImageList, features: dict[str, Tensor]
-    ) -> list[dict[str, Any]]:
+    def _detect(self, batch: Batch, images: ImageList, features: dict[str, Tensor]) -> list[dict[str, Any]]:
         bases = self.basis_module(features)[0]["bases"]
         proposals, _ = self.proposal_generator(images, features, None, self.top_layer)
         detections = self.blender.add_masks(bases, proposals)
         semantic = self.panoptic_module(features)[0] if self.combine_on else None
         results = []
-        for i, (item, found, size) in enumerate(
-            zip(batch, detections, images.image_sizes, strict=True)
-        ):
+        for i, (item, found, size) in enumerate(zip(batch, detections, images.image_sizes, strict=True)):
             output_size = item.get("height", size[0]), item.get("width", size[1])
             result = {"instances": detector_postprocess(found, *output_size)}
             if semantic is not None:
@@ -235,7 +227,5 @@ _SEM_SEG = "give it in every item, or set MODEL.PANOPTIC_FPN.COMBINE.ENABLED Fal
 def _ground_truth(batch: Batch, key: str, remedy: str) -> list[Any]:
     for item in batch:
         if key not in item:
-            raise PruneError(
-                f"training needs {key!r}, but an item has only {sorted(item)}; {remedy}"
-            )
+            raise PruneError(f"training needs {key!r}, but an item has only {sorted(item)}; {remedy}")
     return [item[key] for item in batch]

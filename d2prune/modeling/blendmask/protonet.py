@@ -110,8 +110,7 @@ class ProtoNet(nn.Module):
         missing = [name for name in basis.IN_FEATURES if name not in input_shape]
         if missing:
             raise PruneError(
-                f"MODEL.BASIS_MODULE.IN_FEATURES names {missing}; "
-                f"the backbone gives {list(input_shape)}"
+                f"MODEL.BASIS_MODULE.IN_FEATURES names {missing}; the backbone gives {list(input_shape)}"
             )
         seg_feature = _feature_of_stride(basis, input_shape)
         return {
@@ -179,6 +178,4 @@ def _feature_of_stride(basis: CfgNode, input_shape: dict[str, ShapeSpec]) -> str
     if not basis.LOSS_ON:
         return basis.IN_FEATURES[0]
     strides = sorted({shape.stride for shape in input_shape.values() if shape.stride})
-    raise PruneError(
-        f"MODEL.BASIS_MODULE.COMMON_STRIDE is {basis.COMMON_STRIDE}; expected one of: {strides}"
-    )
+    raise PruneError(f"MODEL.BASIS_MODULE.COMMON_STRIDE is {basis.COMMON_STRIDE}; expected one of: {strides}")

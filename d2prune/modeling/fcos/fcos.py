@@ -82,9 +82,7 @@ class FCOS(nn.Module):
             "yield_box_features": fcos.YIELD_BOX_FEATURES,
         }
 
-    def forward_head(
-        self, features: dict[str, Tensor], top_module: nn.Module | None = None
-    ) -> HeadOutput:
+    def forward_head(self, features: dict[str, Tensor], top_module: nn.Module | None = None) -> HeadOutput:
         """Run the head alone on the backbone's features; see `FCOSHead.forward`."""
         towers = self.yield_proposal or self.yield_box_features
         return self.fcos_head([features[f] for f in self.in_features], top_module, towers)
@@ -114,9 +112,7 @@ class FCOS(nn.Module):
             PruneError: in training without ground truth, or with classes the model does not have.
         """
         logits, distances, ctrness, top_feats, towers = self.forward_head(features, top_module)
-        locations = [
-            locations_on_grid(m, s) for m, s in zip(logits, self.assign.strides, strict=True)
-        ]
+        locations = [locations_on_grid(m, s) for m, s in zip(logits, self.assign.strides, strict=True)]
         dense = (logits, distances, ctrness, top_feats)
         if not self.training:
             return self.select_test(locations, *dense, images.image_sizes), {}
@@ -167,9 +163,7 @@ def _check(fcos: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
     )
     for key, allowed in choices:
         if fcos[key] not in allowed:
-            raise PruneError(
-                f"MODEL.FCOS.{key} is {fcos[key]!r}; expected one of: {', '.join(allowed)}"
-            )
+            raise PruneError(f"MODEL.FCOS.{key} is {fcos[key]!r}; expected one of: {', '.join(allowed)}")
     missing = [name for name in fcos.IN_FEATURES if name not in input_shape]
     if missing:
         raise PruneError(

@@ -92,9 +92,7 @@ _NORMS: dict[str, Callable[[int, int], nn.Module] | None] = {
 }
 
 
-def build_tower(
-    num_convs: int, channels: int, norm: str, num_levels: int, deformable: bool = False
-) -> Tower:
+def build_tower(num_convs: int, channels: int, norm: str, num_levels: int, deformable: bool = False) -> Tower:
     """Build a tower of 3x3 convolutions; with `deformable` the last one is a modulated one.
 
     Raises:
@@ -168,9 +166,7 @@ class FCOSHead(nn.Module):
         fcos = cfg.MODEL.FCOS
         channels = {shape.channels for shape in input_shape}
         if len(channels) != 1:
-            raise PruneError(
-                f"MODEL.FCOS.IN_FEATURES have {sorted(channels)} channels; expected one number"
-            )
+            raise PruneError(f"MODEL.FCOS.IN_FEATURES have {sorted(channels)} channels; expected one number")
         return {
             "channels": channels.pop(),
             "num_classes": fcos.NUM_CLASSES,

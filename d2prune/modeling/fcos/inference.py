@@ -93,9 +93,7 @@ class FCOSInference:
             score, best = score.topk(self.pre_nms_topk, sorted=False)
             index, label = index[best], label[best]
         found = Instances(size)
-        found.pred_boxes = Boxes(
-            _decode(points[index], distances.flatten(1).t()[index], self.strides[level])
-        )
+        found.pred_boxes = Boxes(_decode(points[index], distances.flatten(1).t()[index], self.strides[level]))
         found.scores = torch.sqrt(score)
         found.pred_classes = label
         found.locations = points[index]
