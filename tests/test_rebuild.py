@@ -118,11 +118,18 @@ def test_a_new_training_branch_reads_what_is_left():
     assert model.basis_module.seg_head[0].in_channels == left < 32
 
 
+def test_integers_that_repeat_a_width_are_brought_up_to_date(original, result):
+    image = torch.rand(1, 3, SIDE, SIDE, device=original.device)
+    for model in (result.model, d2prune.rebuild(copy.deepcopy(original), result.spec)):
+        for backbone in (model.backbone, model.backbone.bottom_up):
+            told = {name: shape.channels for name, shape in backbone.output_shape().items()}
+            with torch.no_grad():
+                assert told == {name: x.shape[1] for name, x in backbone(image).items()}
+
+
 def test_two_prunes_make_one_spec(original, result):
     step = tiny_prune(result.model, 0.3, verify=False)
     assert step.step != step.spec and spec_of_model(step.model) == step.spec
     once = d2prune.rebuild(copy.deepcopy(original), step.spec)
     assert equal(snapshot(once), snapshot(step.model))
-    assert equal(
-        snapshot(prune_further(copy.deepcopy(result.model), step.step)), snapshot(step.model)
-    )
+    assert equal(snapshot(prune_further(copy.deepcopy(result.model), step.step)), snapshot(step.model))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
 from d2prune.config import get_cfg
@@ -83,6 +84,26 @@ def picture(seed=0):
 def batch(seed=0):
     image = torch.from_numpy(picture(seed)).permute(2, 0, 1).float()
     return [{"image": image, "height": SIDE, "width": SIDE}]
+
+
+def training_batch():
+    """One noisy image with one square instance."""
+    instances = Instances((SIDE, SIDE))
+    instances.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
+    instances.gt_classes = torch.tensor([1])
+    masks = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
+    masks[:, 8:40, 8:40] = True
+    instances.gt_masks = BitMasks(masks)
+    return [{**batch()[0], "instances": instances, "basis_sem": masks[0].long()}]
+
+
+def train_step(model):
+    """Whether losses and gradients of one step are finite, and the semantic branch has a loss."""
+    losses = model.train()(training_batch())
+    sum(losses.values()).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    fine = all(torch.isfinite(t).all() for t in (*losses.values(), *gradients))
+    return fine and len(gradients) > 50, "loss_basis_sem" in losses
 
 
 @torch.no_grad()

@@ -62,6 +62,8 @@ def traceable(model: nn.Module) -> Iterator[Dense]:
             yield Dense(model, target, [module for module, path in paths.items() if path in names])
     finally:
         model.train(training)
+        if target.adapter is not None:
+            target.adapter.after_resize(model)
         # By name: torch-pruning puts new parameters in the place of those it cuts.
         for name, parameter in model.named_parameters():
             if parameter.is_floating_point():

@@ -173,9 +173,7 @@ def test_detectron2s_own_checkpointer_reads_the_file(saved, result, fresh):
 
 @pytest.mark.parametrize("pruned", [True, False])
 @pytest.mark.parametrize("place", places(None))
-def test_hostile_files_are_loaded_or_refused_but_never_run(
-    tmp_path, monkeypatch, fresh, place, pruned
-):
+def test_hostile_files_are_loaded_or_refused_but_never_run(tmp_path, monkeypatch, fresh, place, pruned):
     model = fresh if pruned else tiny_model()
     monkeypatch.syspath_prepend(tmp_path)
     for attack in (Reduce(tmp_path / "ran"), build(tmp_path / "ran", tmp_path)):

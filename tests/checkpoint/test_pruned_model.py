@@ -48,7 +48,9 @@ def test_an_unknown_base_is_named(pruned_cfg, base):
         detectron2_build(pruned_cfg)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', '{"version": 2, "base": "A", "layers": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"version": 1}', '{"version": 2, "base": "A", "layers": {}}']
+)
 def test_a_damaged_spec_is_named(pruned_cfg, tmp_path, text):
     (tmp_path / record.SPEC_FILE).write_text(text)
     with pytest.raises(PruneError, match=f"MODEL.PRUNING.SPEC '{pruned_cfg.MODEL.PRUNING.SPEC}'"):

@@ -130,7 +130,14 @@ def test_changed_bytes_raise_nothing_but_prune_error(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_noise_is_refused(tmp_path, kind):
     chance = random.Random(1)
-    noise = [b"", b"\n", b"MODEL:\n  WEIGHTS: x\n", b"<html>404</html>", b"\x80\x02.", b"PK\x05\x06" + bytes(18)]
+    noise = [
+        b"",
+        b"\n",
+        b"MODEL:\n  WEIGHTS: x\n",
+        b"<html>404</html>",
+        b"\x80\x02.",
+        b"PK\x05\x06" + bytes(18),
+    ]
     for content in noise + [chance.randbytes(200) for _ in range(60)]:
         (tmp_path / "x.pth").write_bytes(content)
         assert not attempt(tmp_path / "x.pth", kind)

@@ -7,9 +7,8 @@ import re
 
 import pytest
 import torch
-from detectron2.structures import BitMasks, Boxes, Instances
 from test_checkpointer import load, untouched
-from tiny_blendmask import SIDE, batch, detect, equal, snapshot, tiny_model, tiny_prune
+from tiny_blendmask import detect, equal, snapshot, tiny_model, tiny_prune, train_step
 from torch import nn
 
 from d2prune.checkpoint import PruningCheckpointer, read_checkpoint
@@ -92,28 +91,11 @@ def test_a_file_without_a_spec_is_refused_by_load(tmp_path):
         load_pruned(tmp_path / "x.pth", tiny_model())
 
 
-def training_batch():
-    instances = Instances((SIDE, SIDE))
-    instances.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
-    instances.gt_classes = torch.tensor([1])
-    masks = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
-    masks[:, 8:40, 8:40] = True
-    instances.gt_masks = BitMasks(masks)
-    basis_sem = torch.zeros(SIDE, SIDE, dtype=torch.long)
-    return [{**batch()[0], "instances": instances, "basis_sem": basis_sem}]
-
-
-def trains(model):
-    losses = model.train()(training_batch())
-    sum(losses.values()).backward()
-    return all(torch.isfinite(loss) for loss in losses.values()), "loss_basis_sem" in losses
-
-
 def test_loss_on_may_be_turned_off(saved, result, log):
     model = rebuild(tiny_model(LOSS, False, seed=1), result.spec)
     load(model, saved)
     assert "keys dropped: basis_module.seg_head." in log.text and "added" not in log.text
-    assert equal(detect(model), detect(result.model)) and trains(model) == (True, False)
+    assert equal(detect(model), detect(result.model)) and train_step(model) == (True, False)
 
 
 def test_loss_on_may_be_turned_on(tmp_path, log):
@@ -123,7 +105,7 @@ def test_loss_on_may_be_turned_on(tmp_path, log):
     load(model, tmp_path / "x.pth")
     assert "added, with fresh values: basis_module.seg_head." in log.text
     assert "dropped" not in log.text
-    assert equal(detect(model), detect(result.model)) and trains(model) == (True, True)
+    assert equal(detect(model), detect(result.model)) and train_step(model) == (True, True)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -133,7 +115,7 @@ def test_a_switched_model_saves_what_loads_again(tmp_path, first):
     PruningCheckpointer(switched, str(tmp_path)).save("x")
     for now in (not first, first):
         again = load_pruned(tmp_path / "x.pth", tiny_model(LOSS, now, seed=2))
-        assert equal(detect(again), detect(switched)) and trains(again)[0]
+        assert equal(detect(again), detect(switched)) and train_step(again)[0]
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -145,7 +127,7 @@ def test_a_switched_model_can_be_pruned_again(tmp_path, first):
     PruningCheckpointer(twice.model, str(tmp_path)).save("x")
     for now in (not first, first):
         again = load_pruned(tmp_path / "x.pth", tiny_model(LOSS, now, seed=2))
-        assert equal(detect(again), detect(twice.model)) and trains(again)[0]
+        assert equal(detect(again), detect(twice.model)) and train_step(again)[0]
 
 
 def test_only_the_branch_of_the_switch_is_lenient(saved, result, tmp_path):

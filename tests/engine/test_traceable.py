@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch_pruning as tp
-from tiny_blendmask import NARROW_R_50, SIDE, batch, detect, equal, snapshot, tiny_model
+from tiny_blendmask import NARROW_R_50, SIDE, batch, detect, equal, snapshot, tiny_model, train_step
 from torch import nn
 
 import d2prune
@@ -53,10 +53,8 @@ def pair(request):
 
 def test_channels_really_fall(pair):
     model, smaller = pair
-    before, after = (
-        measure(m, lambda x: find_adapter(x).dense(x, images(x), False)).totals for m in pair
-    )
-    assert after.macs < 0.75 * before.macs and after.params < 0.75 * before.params
+    before, after = (measure(m, lambda x: find_adapter(x).dense(x, images(x), False)).totals for m in pair)
+    assert after.macs < 0.8 * before.macs and after.params < 0.8 * before.params
     widths = {name: m.out_channels for name, m in smaller.named_modules() if isinstance(m, nn.Conv2d)}
     for name in ("backbone.bottom_up.res4.0.conv1", "backbone.fpn_output3", "basis_module.tower.0.0"):
         assert widths[name] < dict(model.named_modules())[name].out_channels, name
@@ -71,13 +69,18 @@ def test_classes_modes_and_names_are_as_before(pair):
 def test_the_smaller_model_infers_and_trains(pair):
     _, smaller = pair
     assert detect(smaller)["pred_masks"].shape[1:] == (SIDE, SIDE)
-    model = copy.deepcopy(smaller).train()
-    outputs = find_adapter(model).dense(model, images(model), training_branches=True)
-    sum(tensor.square().mean() for tensor in outputs.values()).backward()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    assert sum(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in trained) > len(trained) / 2
-    torch.optim.SGD(trained, lr=0.01).step()
+    model = copy.deepcopy(smaller)
+    assert train_step(model) == (True, True)
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01).step()
     model.eval()(batch())
+
+
+def test_the_backbone_tells_its_new_widths(pair):
+    for model in pair:
+        told = {name: shape.channels for name, shape in model.backbone.output_shape().items()}
+        with torch.no_grad():
+            found = {name: x.shape[1] for name, x in model.backbone(images(model)).items()}
+        assert told == found
 
 
 def test_inside_it_computes_the_dense_outputs(pair):

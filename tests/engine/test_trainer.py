@@ -184,9 +184,7 @@ def test_the_struct_can_be_left_out(data, baseline, tmp_path):
 
 
 def test_train_alone_prunes_too(data, baseline, tmp_path):
-    trainer = d2prune.PruneTrainer(
-        run_cfg(tmp_path, *PRUNE, *NO_TEST, "MODEL.WEIGHTS", str(baseline))
-    )
+    trainer = d2prune.PruneTrainer(run_cfg(tmp_path, *PRUNE, *NO_TEST, "MODEL.WEIGHTS", str(baseline)))
     trainer.train()
     assert read_spec(tmp_path / "model_pruned.pth")
 

@@ -65,9 +65,7 @@ def run_cfg(output, *pairs):
 def train_net():
     """tools/train_net.py as a module."""
     if "d2prune_train_net" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "d2prune_train_net", ROOT / "tools" / "train_net.py"
-        )
+        spec = importlib.util.spec_from_file_location("d2prune_train_net", ROOT / "tools" / "train_net.py")
         sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[spec.name])
     return sys.modules["d2prune_train_net"]
