@@ -11,8 +11,9 @@ from d2prune.modeling import HAS_ADELAIDET
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parents[1] / "shared"
 # What d2prune's own FCOS and BlendMask do, and AdelaiDet's don't; modeling/test_adelaidet.py is for those.
+_MODELING = ("backbone", "blendmask", "ddp", "fcos", "parity", "state_dicts")
 OF_OWN_CLASSES = {
-    *(f"modeling/test_{name}.py" for name in ("backbone", "blendmask", "ddp", "fcos", "parity", "state_dicts")),
+    *(f"modeling/test_{name}.py" for name in _MODELING),
     "adapters/test_fcos_adapters.py",
     "export/test_onnx.py",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 
 from detectron2.config import CfgNode
@@ -12,7 +11,7 @@ from detectron2.utils.logger import setup_logger
 import d2prune.data  # noqa: F401  registers the embedded data set
 from d2prune.analysis import real_inputs
 from d2prune.checkpoint import build_from_cfg
-from d2prune.config import get_cfg
+from d2prune.config import get_cfg, read_config
 from d2prune.errors import PruneError
 from d2prune.export import FORMATS, average_precisions, exporter
 from d2prune.export.settings import export_size
@@ -56,13 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     """Build the model that the config and its weights describe, and export it."""
     args = parse_args(argv)
     setup_logger(name="d2prune")
-    for package in args.packages:
-        importlib.import_module(package)
     try:
-        cfg = get_cfg()
-        cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
-        run(args, cfg)
+        run(args, read_config(get_cfg(), args.config_file, args.opts, args.packages))
     except PruneError as error:
         print(f"export_model: {error}", file=sys.stderr)
         return 2

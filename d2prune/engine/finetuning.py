@@ -67,17 +67,24 @@ def check_output_dir(cfg: CfgNode, resume: bool, found_prune: bool = False) -> b
         PruneError: if OUTPUT_DIR holds another run and ``resume`` is False.
     """
     last = last_checkpoint(cfg)
-    same = _same(last, cfg.MODEL.WEIGHTS)
-    if last and not (same and (resume or not found_prune)):
+    # The pruned checkpoint itself is a start, not a run to resume: it holds no optimizer.
+    start = os.path.basename(last) == PRUNED_NAME + ".pth" and _same(last, cfg.MODEL.WEIGHTS)
+    if last and not (start and (resume or not found_prune)):
         if not resume:
             raise PruneError(
                 f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' holds another run ({os.path.basename(last)}); "
                 "pass --resume to continue it, or set OUTPUT_DIR to another folder"
             )
         return True
+    final = Path(cfg.OUTPUT_DIR) / "model_final.pth"
+    if final.is_file() and spec_of_file(str(final)) is not None:
+        raise PruneError(
+            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' holds another run's result (model_final.pth, of a pruned "
+            "model), which would be lost; set OUTPUT_DIR to another folder"
+        )
+    comm.synchronize()
     if comm.is_main_process():
-        _set_aside(Path(cfg.OUTPUT_DIR) / "model_final.pth")
-    # The pruned checkpoint itself is a start, not a run to resume: it holds no optimizer.
+        _set_aside(final)
     return False
 
 
@@ -87,7 +94,7 @@ def _same(one: str, other: str) -> bool:
 
 def _set_aside(final: Path) -> None:
     """Renames the unpruned model_final.pth that fine-tuning would replace."""
-    if final.is_file() and spec_of_file(str(final)) is None:
+    if final.is_file():
         aside = final.with_name("model_final_unpruned.pth")
         os.replace(final, aside)
         logger.warning("'%s' is of an unpruned model: renamed to '%s'", final, aside.name)

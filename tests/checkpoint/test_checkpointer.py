@@ -11,6 +11,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import Conv2d
 from hostile import Reduce, build, places, write
+from loading import load, untouched
 from tiny_blendmask import detect, equal, snapshot, tiny_model
 from torch import nn
 
@@ -30,20 +31,6 @@ class Unwilling:
 def fresh(result):
     """A model of the same spec, with other weights."""
     return rebuild(tiny_model(seed=1), result.spec)
-
-
-def load(model, path):
-    return PruningCheckpointer(model).load(str(path))
-
-
-def untouched(model, path, message=None):
-    """Loading fails, once and for all, and changes nothing."""
-    before = snapshot(model)
-    checkpointer = PruningCheckpointer(model)
-    for _ in range(2):  # a failure must not spoil the checkpointer either
-        with pytest.raises(PruneError, match=message):
-            checkpointer.load(str(path))
-    assert equal(snapshot(model), before)
 
 
 def test_a_round_trip_is_bit_equal(saved, result, fresh):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from test_checkpointer import load, untouched
+from loading import load, untouched
 from tiny_blendmask import detect, equal, snapshot, tiny_model, tiny_prune, train_step
 from torch import nn
 

@@ -152,6 +152,34 @@ def test_a_second_finetuning_is_refused_and_changes_nothing(tuned):
     assert {file.name: file.read_bytes() for file in tuned.glob("*.pth")} == before
 
 
+def test_a_runs_own_result_is_no_start_for_another(tuned):
+    before = (tuned / "model_final.pth").read_bytes()
+    with pytest.raises(PruneError, match=r"holds another run \(model_final.pth\); pass --resume"):
+        finetune(tuned, tuned / "model_final.pth")
+    assert (tuned / "model_final.pth").read_bytes() == before
+
+
+def test_resume_by_pruned_yaml_continues_too(tuned, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tuned, folder)
+    words = ("--resume", "MODEL.FINETUNE", "True", "SOLVER.MAX_ITER", "3", "DATASETS.TEST", "()")
+    weights = ("MODEL.WEIGHTS", str(folder / "model_final.pth"))
+    command(tuned / "pruned.yaml", folder, *words, *weights)
+    assert read_checkpoint(folder / "model_final.pth")["iteration"] == 2
+    assert "Starting training from iteration 2" in log_of(folder)
+
+
+def test_a_second_prune_does_not_cost_the_first_ones_result(tuned, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tuned, folder)
+    before = (folder / "model_final.pth").read_bytes()
+    weights = ("MODEL.WEIGHTS", str(folder / "model_final_unpruned.pth"), "DATASETS.TEST", "()")
+    command(CONFIG, folder, "MODEL.PRUNE", "True", *weights)
+    with pytest.raises(PruneError, match="holds another run's result .model_final.pth"):
+        finetune(folder, folder / "model_pruned.pth")
+    assert (folder / "model_final.pth").read_bytes() == before
+
+
 def test_resume_continues_from_the_iteration_and_never_prunes_again(tuned, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(tuned, folder)

@@ -1,0 +1,23 @@
+"""Loading a file into a model, and showing that a refused file has changed nothing."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_blendmask import equal, snapshot
+
+from d2prune.checkpoint import PruningCheckpointer
+from d2prune.errors import PruneError
+
+
+def load(model, path):
+    return PruningCheckpointer(model).load(str(path))
+
+
+def untouched(model, path, message=None):
+    """Loading fails, once and for all, and changes nothing."""
+    before = snapshot(model)
+    checkpointer = PruningCheckpointer(model)
+    for _ in range(2):  # a failure must not spoil the checkpointer either
+        with pytest.raises(PruneError, match=message):
+            checkpointer.load(str(path))
+    assert equal(snapshot(model), before)
