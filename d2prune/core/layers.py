@@ -48,8 +48,7 @@ def axis_width(layer: nn.Module, axis: Axis) -> int:
     if isinstance(layer, nn.PReLU):
         return layer.num_parameters
     width = _norm_width(layer)
-    if width is None:
-        raise PruneError(f"can't tell the channels of a {type(layer).__name__}")
+    assert width is not None, "is_layer() is checked before"
     return width
 
 
