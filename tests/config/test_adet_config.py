@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from detectron2.config import get_cfg as detectron2_cfg
 
@@ -47,7 +48,12 @@ def test_detectron2s_defaults_stay_untouched():
     get_cfg()
     assert "FCOS" not in detectron2_cfg().MODEL
     theirs, ours = dict(leaves(detectron2_cfg())), dict(leaves(get_cfg()))
+    del theirs["MODEL.DEVICE"]  # ours is one that this machine has
     assert {k: ours[k] for k in theirs} == theirs
+
+
+def test_the_default_device_exists():
+    torch.empty(1, device=get_cfg().MODEL.DEVICE)
 
 
 @pytest.mark.parametrize("variant", ["a_blendmask_base", "d_fcos_onestage"])

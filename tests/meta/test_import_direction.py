@@ -111,7 +111,7 @@ def test_config_is_a_leaf():
     def beyond(path: Path, name: str) -> bool:
         return part(path) == "config" and (
             target(name) not in {None, "config", "errors"}
-            or name.split(".")[0] in {"torch", "torchvision", "torch_pruning", "adet"}
+            or name.split(".")[0] in {"torchvision", "torch_pruning", "adet"}
         )
 
     assert breaches(beyond) == []
