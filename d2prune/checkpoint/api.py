@@ -9,7 +9,7 @@ from torch import nn
 
 from d2prune.checkpoint.checkpointer import PruningCheckpointer, checkpoint_data, write_checkpoint
 from d2prune.checkpoint.reader import read_spec
-from d2prune.errors import PruneError
+from d2prune.checkpoint.refusals import no_spec, other_model
 from d2prune.rebuild import rebuild
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -37,14 +37,8 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
     """
     spec = read_spec(path)
     if spec is None:
-        raise PruneError(
-            f"'{path}' holds no pruning spec: prune it first with MODEL.PRUNE True, or train it with "
-            "MODEL.FINETUNE False"
-        )
+        raise no_spec(path)
     if spec.base != type(model).__name__:
-        raise PruneError(
-            f"'{path}' is a pruned checkpoint (spec version {spec.version}, base {spec.base}); "
-            f"the model to load is an unpruned {type(model).__name__}"
-        )
+        raise other_model(path, spec, model)
     PruningCheckpointer(rebuild(model, spec)).load(os.fspath(path), checkpointables=[])
     return model

@@ -16,6 +16,7 @@ from torch import nn
 
 from d2prune.adapters import find_adapter
 from d2prune.checkpoint.reader import read_checkpoint, read_pickle
+from d2prune.checkpoint.refusals import missing, no_spec, other_model
 from d2prune.checkpoint.struct import UNPICKLABLE, Struct
 from d2prune.core.spec import PruneSpec
 from d2prune.errors import PruneError
@@ -67,7 +68,7 @@ class PruningCheckpointer(DetectionCheckpointer, _InertFiles):
         """
         self._path = path
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
-            raise PruneError(f"checkpoint '{path}' does not exist; set MODEL.WEIGHTS to a file")
+            raise missing(path)
         try:
             return super().load(path, *args, **kwargs)
         finally:
@@ -158,17 +159,10 @@ def _rename_old(weights: dict[str, Any], wanted: set[str], model: nn.Module) -> 
 
 
 def _check_same_spec(path: str, held: PruneSpec, spec: PruneSpec | None, model: nn.Module) -> None:
-    name = type(model).__name__
     if spec is None:
-        raise PruneError(
-            f"'{path}' is a pruned checkpoint (spec version {held.version}, base {held.base}); "
-            f"the model to load is an unpruned {name}"
-        )
+        raise other_model(path, held, model)
     if held != spec:
-        raise PruneError(
-            f"'{path}' is a pruned checkpoint (spec version {held.version}, base {held.base}); "
-            f"the model to load is a {name} pruned differently"
-        )
+        raise other_model(path, held, model, "a {} pruned differently")
 
 
 def _check_strict(path: str, model: nn.Module, weights: dict[str, Any], has_spec: bool) -> None:
@@ -181,10 +175,7 @@ def _check_strict(path: str, model: nn.Module, weights: dict[str, Any], has_spec
     wrong = [k for k in own if k in weights and own[k].shape != weights[k].shape]
     wrong += [k for k in (*added, *dropped) if not _tolerated(k, branches)]
     if wrong and not has_spec:
-        raise PruneError(
-            f"'{path}' holds no pruning spec: prune it first with MODEL.PRUNE True, or train it with "
-            "MODEL.FINETUNE False"
-        )
+        raise no_spec(path)
     if wrong:
         raise PruneError(
             f"'{path}' does not fit the pruned {type(model).__name__}: {len(wrong)} keys are missing, "

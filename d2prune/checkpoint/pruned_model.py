@@ -16,6 +16,7 @@ from torch import nn
 
 from d2prune.checkpoint.checkpointer import PruningCheckpointer
 from d2prune.checkpoint.reader import read_spec
+from d2prune.checkpoint.refusals import other_model
 from d2prune.config import get_cfg
 from d2prune.core.spec import PruneSpec
 from d2prune.errors import PruneError
@@ -134,10 +135,7 @@ def trusted_struct(path: str) -> nn.Module | None:
 
 def _check_base(weights: str, spec: PruneSpec, model: nn.Module) -> None:
     if spec.base != type(model).__name__:
-        raise PruneError(
-            f"'{weights}' is a pruned checkpoint (spec version {spec.version}, "
-            f"base {spec.base}); the model to load is an unpruned {type(model).__name__}"
-        )
+        raise other_model(weights, spec, model)
 
 
 def build_from_cfg(cfg: CfgNode) -> nn.Module:

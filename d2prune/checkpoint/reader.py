@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import torch
 
+from d2prune.checkpoint.refusals import missing
 from d2prune.core.spec import PruneSpec
 from d2prune.errors import PruneError
 
@@ -155,7 +156,7 @@ def read_spec(path: str | os.PathLike[str]) -> PruneSpec | None:
 
 def _guarded(path: str | os.PathLike[str], load: Any) -> Any:
     if not os.path.isfile(path):
-        raise PruneError(f"checkpoint '{path}' does not exist; set MODEL.WEIGHTS to a file")
+        raise missing(path)
     try:
         with warnings.catch_warnings():  # the legacy format compares sources, with _Skipped's own
             warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from d2prune.checkpoint import build_from_cfg, spec_of_file
+from d2prune.checkpoint.refusals import no_spec
 from d2prune.engine import record
 from d2prune.engine.prune import measure_model
 from d2prune.engine.publish import publish
@@ -107,10 +108,7 @@ def prepare(cfg: CfgNode, model: nn.Module, weights: str) -> nn.Module:
         PruneError: if ``weights`` holds no spec.
     """
     if spec_of_model(model) is None and not cfg.MODEL.PRUNING.TRUST_STRUCT:
-        raise PruneError(
-            f"'{weights}' holds no pruning spec: prune it first with MODEL.PRUNE True, or train it "
-            "with MODEL.FINETUNE False"
-        )
+        raise no_spec(weights)
     frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
     if cfg.MODEL.PRUNING.KEEP_FROZEN:
         logger.info("KEEP_FROZEN: %d frozen parameters and all frozen norms stay frozen", len(frozen))

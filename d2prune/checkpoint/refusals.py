@@ -1,0 +1,33 @@
+"""Why a checkpoint is refused, in the words that users and tests rely on: each said in one place."""
+
+from __future__ import annotations
+
+import os
+
+from torch import nn
+
+from d2prune.core.spec import PruneSpec
+from d2prune.errors import PruneError
+
+Path = str | os.PathLike[str]
+
+
+def missing(path: Path) -> PruneError:
+    """There is no such file."""
+    return PruneError(f"checkpoint '{path}' does not exist; set MODEL.WEIGHTS to a file")
+
+
+def no_spec(path: Path) -> PruneError:
+    """A pruned checkpoint is needed; this one is not."""
+    return PruneError(
+        f"'{path}' holds no pruning spec: prune it first with MODEL.PRUNE True, or train it with "
+        "MODEL.FINETUNE False"
+    )
+
+
+def other_model(path: Path, spec: PruneSpec, model: nn.Module, how: str = "an unpruned {}") -> PruneError:
+    """The checkpoint is pruned, and the model is not one of its spec; ``how`` says what it is."""
+    return PruneError(
+        f"'{path}' is a pruned checkpoint (spec version {spec.version}, base {spec.base}); "
+        f"the model to load is {how.format(type(model).__name__)}"
+    )
