@@ -24,6 +24,7 @@ from d2prune.modeling.unfuse import thaw
 from d2prune.rebuild import spec_of_model
 
 logger = logging.getLogger(__name__)
+FINAL = "model_final.pth"
 
 
 def last_checkpoint(cfg: CfgNode) -> str:
@@ -77,16 +78,21 @@ def check_output_dir(cfg: CfgNode, resume: bool, found_prune: bool = False) -> b
                 "pass --resume to continue it, or set OUTPUT_DIR to another folder"
             )
         return True
-    final = Path(cfg.OUTPUT_DIR) / "model_final.pth"
-    if final.is_file() and spec_of_file(str(final)) is not None:
-        raise PruneError(
-            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' holds another run's result (model_final.pth, of a pruned "
-            "model), which would be lost; set OUTPUT_DIR to another folder"
-        )
+    refuse_to_lose_result(cfg)
     comm.synchronize()
     if comm.is_main_process():
-        _set_aside(final)
+        _set_aside(Path(cfg.OUTPUT_DIR) / FINAL)
     return False
+
+
+def refuse_to_lose_result(cfg: CfgNode) -> None:
+    """Raises PruneError if OUTPUT_DIR holds a fine-tuned model, whose spec and report are there, too."""
+    final = os.path.join(cfg.OUTPUT_DIR, FINAL)
+    if os.path.isfile(final) and spec_of_file(final) is not None:
+        raise PruneError(
+            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' holds another run's result ({FINAL}, of a pruned "
+            "model), which would be lost; set OUTPUT_DIR to another folder"
+        )
 
 
 def _same(one: str, other: str) -> bool:
@@ -140,7 +146,7 @@ def finish(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], iteration
     if spec is None:
         logger.warning("the model came from a struct without a spec: no pruned.yaml and no report")
         return
-    weights = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+    weights = os.path.join(cfg.OUTPUT_DIR, FINAL)
     with whole_file(os.path.join(cfg.OUTPUT_DIR, record.SPEC_FILE)) as file:
         file.write(spec.to_json())
     path = record.write_pruned_config(cfg, cfg.OUTPUT_DIR, weights)
@@ -169,7 +175,7 @@ def add_control(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], fold
     report = record.read_report_json(folder)
     if report is None:
         raise PruneError(f"'{folder}' holds no {record.REPORT_FILE}: prune first with MODEL.PRUNE True")
-    weights = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+    weights = os.path.join(cfg.OUTPUT_DIR, FINAL)
     there = cfg.clone()
     there.defrost()
     there.OUTPUT_DIR = folder

@@ -14,7 +14,7 @@ from torch import nn
 
 from d2prune.checkpoint import PruningCheckpointer
 from d2prune.core.spec import PruneSpec
-from d2prune.engine import record
+from d2prune.engine import finetuning, record
 from d2prune.engine.prune import PruneResult, prune_model
 from d2prune.engine.publish import publish
 from d2prune.engine.settings import (
@@ -49,6 +49,7 @@ def run_prune(cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test) -
         PruneError: on every rank alike. Files are only written once the proof has passed.
     """
     check_modes(cfg)
+    finetuning.refuse_to_lose_result(cfg)
     model = build(cfg)
     PruningCheckpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
     model.eval()
@@ -65,19 +66,20 @@ def run_prune(cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test) -
 
 
 def _prune_on_first_rank(cfg: CfgNode, model: nn.Module) -> tuple[PruneResult[nn.Module] | None, nn.Module]:
-    result, error, text = None, "", ""
+    result, failed, reason, text = None, None, "", ""
     if comm.is_main_process():
         try:
             prove = cfg.MODEL.PRUNING.VERIFY
             result = prune_model(model, request_from_cfg(cfg), target_from_cfg(cfg, model), prove)
             text = result.step.to_json()
-        except PruneError as failed:
-            if comm.get_world_size() == 1:
-                raise
-            error = str(failed)
-    error, text = comm.all_gather((error, text))[0]
-    if error:
-        raise PruneError(error)
+        except Exception as error:  # whatever it is, the other ranks wait to be told
+            failed = error
+            reason = str(error) if isinstance(error, PruneError) else f"pruning failed: {error!r}"
+    reason, text = comm.all_gather((reason, text))[0]
+    if failed is not None:
+        raise failed
+    if reason:
+        raise PruneError(reason)
     if result is not None:
         return result, result.model
     return None, prune_further(copy.deepcopy(model), PruneSpec.from_json(text))

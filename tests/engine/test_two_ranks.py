@@ -14,6 +14,7 @@ from d2prune.errors import PruneError
 
 pytestmark = pytest.mark.slow
 RANKS = 2
+BROKEN = 0.25  # for this amount the planning rank fails in an unforeseen way
 
 
 def build(cfg):
@@ -23,8 +24,16 @@ def build(cfg):
 
 def prune_on(rank, folder, baseline, amounts):
     """One rank's part: prunes once per amount, and writes down what it ended with."""
-    from d2prune.engine.pruning_run import run_prune
+    from d2prune.engine import pruning_run
 
+    prune_model = pruning_run.prune_model
+
+    def maybe_broken(model, request, *rest):
+        if request.amount == BROKEN:
+            raise RuntimeError("out of memory")
+        return prune_model(model, request, *rest)
+
+    pruning_run.prune_model = maybe_broken
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS
@@ -38,9 +47,9 @@ def prune_on(rank, folder, baseline, amounts):
             "MODEL.PRUNING.AMOUNT", amount,
         )  # fmt: skip
         try:
-            run_prune(cfg, build, lambda _, model, models=models: models.append(model) or {})
+            pruning_run.run_prune(cfg, build, lambda _, model, models=models: models.append(model) or {})
             ends.append({"models": [m.state_dict() for m in models], "spec": models[1].prune_spec.to_dict()})
-        except PruneError as error:
+        except (PruneError, RuntimeError) as error:
             ends.append({"error": str(error)})
     torch.save(ends, f"{folder}/rank{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -49,7 +58,7 @@ def prune_on(rank, folder, baseline, amounts):
 @pytest.fixture(scope="module")
 def ends(baseline, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    args = (str(folder), str(baseline), (0.5, 1.3, 0.99))
+    args = (str(folder), str(baseline), (0.5, 1.3, 0.99, BROKEN))
     torch.multiprocessing.spawn(prune_on, args, nprocs=RANKS)
     return folder, [torch.load(folder / f"rank{rank}.pt") for rank in range(RANKS)]
 
@@ -63,9 +72,14 @@ def test_all_ranks_end_with_the_same_models(ends):
 
 def test_errors_reach_all_ranks(ends):
     folder, (first, second) = ends
-    assert first[1:] == second[1:]
+    assert first[1:3] == second[1:3]
     assert "MODEL.PRUNING.AMOUNT is 1.3" in first[1]["error"] and "can't be reached" in first[2]["error"]
     assert not list((folder / "1").iterdir()) and not list((folder / "2").iterdir())
+
+
+def test_an_unforeseen_error_reaches_all_ranks(ends):
+    _, (first, second) = ends
+    assert "out of memory" in first[3]["error"] and "pruning failed: RuntimeError" in second[3]["error"]
 
 
 def test_the_files_are_written_once(ends):
