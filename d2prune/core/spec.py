@@ -91,18 +91,26 @@ def _row(keep: Keep, widths: tuple[int | None, int | None]) -> dict[str, Any]:
 
 def _keep(row: Mapping[str, Any]) -> Keep:
     out, inp = (_positions(row[axis]) if axis in row else None for axis in ("out", "in"))
-    return Keep(out, inp, int(row["groups"]) if "groups" in row else None)
+    return Keep(out, inp, _whole(row["groups"]) if "groups" in row else None)
 
 
 def _positions(cell: Mapping[str, Any]) -> tuple[int, ...]:
-    kept = tuple(int(i) for i in cell["kept"])
+    kept = tuple(_whole(i) for i in cell["kept"])
     if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= cell["before"]:
         raise ValueError(f"kept positions must be sorted, distinct and in [0, {cell['before']})")
+    if cell["after"] != len(kept):
+        raise ValueError(f"'after' is {cell['after']!r}, but {len(kept)} positions are kept")
     return kept
 
 
+def _whole(number: Any) -> int:
+    if type(number) is not int:  # neither 3.7, which int() would cut, nor True
+        raise TypeError(f"{number!r} is not an integer")
+    return number
+
+
 def _before(row: Mapping[str, Any], axis: str) -> int | None:
-    return int(row[axis]["before"]) if axis in row else None
+    return _whole(row[axis]["before"]) if axis in row else None
 
 
 def spec_of(plan: PrunePlan, base: str, model: nn.Module) -> PruneSpec:

@@ -147,6 +147,18 @@ def unsized(data, row):
     del row["out"]["before"]
 
 
+def fractional(data, row):
+    row["out"]["kept"][0] += 0.5
+
+
+def miscounted(data, row):
+    row["out"]["after"] += 1
+
+
+def grouped_by_words(data, row):
+    row["groups"] = "2"
+
+
 def not_a_row(data, row):
     data["layers"]["stem.0"] = 3
 
@@ -157,7 +169,20 @@ def not_layers(data, row):
 
 @pytest.mark.parametrize(
     "change",
-    [unsorted, doubled, beyond, negative, emptied, worded, unsized, not_a_row, not_layers],
+    [
+        unsorted,
+        doubled,
+        beyond,
+        negative,
+        emptied,
+        worded,
+        unsized,
+        fractional,
+        miscounted,
+        grouped_by_words,
+        not_a_row,
+        not_layers,
+    ],  # fmt: skip
 )
 def test_malformed_rows_are_refused(change):
     with pytest.raises(PruneError, match="^not a pruning spec: "):
