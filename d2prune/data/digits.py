@@ -31,7 +31,7 @@ from .scenes import SCENE_SIZE, Scene, compose_scene
 from .sources import load_digits, load_photographs
 
 RECIPE_FILE = "digits.json"
-RECIPE_VERSION = 1  # raise it with every change that alters a pixel or a mask
+RECIPE_VERSION = 2  # raise it with every change that alters a pixel or a mask
 VAL_MINI_SCENES = 200
 SPLITS = ("train", "val")
 

@@ -13,6 +13,7 @@ from .sources import DigitPool
 SCENE_SIZE = 128
 MAX_DIGITS = 4
 DIGIT_SIZE = (40.0, 100.0)  # longer side of the digit before rotation, px, log-uniform
+CANDIDATE_PLACES = 8  # a digit takes the freest of as many random places
 MAX_ROTATION = math.radians(20.0)
 MAX_SHEAR = 0.2
 MIN_VISIBLE = 0.25
@@ -33,10 +34,12 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One placed digit: its opacity (H, W) in 0..1 and its class."""
+    """One placed digit: its opacity (H, W) in 0..1, its class, and where and how large it is, px."""
 
     alpha: np.ndarray
     label: int
+    centre: np.ndarray
+    size: float
 
     @property
     def mask(self) -> np.ndarray:
@@ -50,7 +53,9 @@ def compose_scene(rng: np.random.Generator, digits: DigitPool, photographs: tupl
     quarter would stay visible is left out of the picture altogether, so nothing unlabelled shows.
     """
     canvas = _background(rng, photographs)
-    layers = [_place(rng, digits) for _ in range(rng.integers(1, MAX_DIGITS + 1))]
+    layers: list[_Layer] = []
+    for _ in range(rng.integers(1, MAX_DIGITS + 1)):
+        layers.append(_place(rng, digits, layers))
     kept = visible_layers([layer.mask for layer in layers])
     for index, _ in kept:
         _paint(rng, canvas, layers[index].alpha)
@@ -94,18 +99,34 @@ def _background(rng: np.random.Generator, photographs: tuple[Image.Image, ...]) 
     return (pixels * gain.astype(_PIXEL) + _PIXEL(rng.uniform(-20.0, 20.0))).clip(0, 255)
 
 
-def _place(rng: np.random.Generator, digits: DigitPool) -> _Layer:
+def _place(rng: np.random.Generator, digits: DigitPool, below: list[_Layer]) -> _Layer:
     """Scale, rotate, shear, thicken and place one digit."""
     choice = rng.integers(len(digits.labels))
     size = math.exp(rng.uniform(*np.log(DIGIT_SIZE)))
-    opacity = _warp(rng, digits.images[choice], size)
+    centre = _free_place(rng, size, below)
+    opacity = _warp(rng, digits.images[choice], size, centre)
     radius = rng.integers(0, 1 + max(1, round(size / 25)))  # the stroke grows by this many px
     if radius:
         thick = Image.fromarray(_dilate(np.asarray(opacity), int(radius)))
         opacity = thick.filter(ImageFilter.GaussianBlur(float(radius) / 2))
     # Enlarged 28 px digits have edges several pixels wide: steepen them to about one pixel.
     alpha = (np.asarray(opacity, dtype=_PIXEL) / 255.0 - 0.5) * (size / 14.0) + 0.5
-    return _Layer(alpha.clip(0, 1), int(digits.labels[choice]))
+    return _Layer(alpha.clip(0, 1), int(digits.labels[choice]), centre, size)
+
+
+def _free_place(rng: np.random.Generator, size: float, below: list[_Layer]) -> np.ndarray:
+    """Centre (2,) for a digit of ``size`` px: of several random ones that furthest from the others.
+
+    Distances count in units of the two digits' mean size, so below 1 they are likely to overlap.
+    Thrown at random (one candidate), strokes cross so often that few digits stay legible.
+    """
+    margin = 0.45 * size
+    places = rng.uniform(margin, SCENE_SIZE - margin, size=(CANDIDATE_PLACES, 2))
+    clearance = np.full(CANDIDATE_PLACES, np.inf)
+    for other in below:
+        distance = np.linalg.norm(places - other.centre, axis=1) / ((size + other.size) / 2)
+        clearance = np.minimum(clearance, distance)
+    return places[clearance.argmax()]
 
 
 def _dilate(image: np.ndarray, radius: int) -> np.ndarray:
@@ -120,8 +141,8 @@ def _dilate(image: np.ndarray, radius: int) -> np.ndarray:
     return image
 
 
-def _warp(rng: np.random.Generator, digit: np.ndarray, size: float) -> Image.Image:
-    """Map a digit (28, 28) to the canvas, its longer side ``size`` px long before rotation."""
+def _warp(rng: np.random.Generator, digit: np.ndarray, size: float, centre: np.ndarray) -> Image.Image:
+    """Map a digit (28, 28) to ``centre`` (2,), its longer side ``size`` px long before rotation."""
     rows, columns = np.nonzero(digit > 127)
     low = np.array([columns.min(), rows.min()])
     high = np.array([columns.max(), rows.max()]) + 1
@@ -129,10 +150,8 @@ def _warp(rng: np.random.Generator, digit: np.ndarray, size: float) -> Image.Ima
     rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     shear = np.array([[1.0, rng.uniform(-MAX_SHEAR, MAX_SHEAR)], [0.0, 1.0]])
     forward = rotation @ shear * (size / (high - low).max())
-    margin = 0.45 * size
-    target = rng.uniform(margin, SCENE_SIZE - margin, size=2)
     inverse = np.linalg.inv(forward)
-    offset = (low + high) / 2 - inverse @ target
+    offset = (low + high) / 2 - inverse @ centre
     (a, b), (d, e) = inverse
     return Image.fromarray(digit).transform(
         (SCENE_SIZE, SCENE_SIZE),

@@ -13,6 +13,7 @@ from pycocotools import mask as mask_api
 
 from d2prune.data import DATASET_NAMES, register_digits
 from d2prune.data import digits as digits_module
+from d2prune.data import scenes as scenes_module
 from d2prune.data.digits import Recipe, make_digits
 from d2prune.data.scenes import MIN_VISIBLE, SCENE_SIZE, compose_scene, visible_layers
 from d2prune.data.sources import load_digits, load_photographs
@@ -77,6 +78,25 @@ def test_digits_stand_out():
         if len(scene.masks) == 1:
             inside = grey[scene.masks[0]].mean()
             assert abs(inside - np.median(grey[~scene.masks[0]])) > 20
+
+
+def test_digits_keep_clear_of_each_other(monkeypatch):
+    def shared_boxes():
+        """Pixels that lie in several digits' boxes, over 40 scenes."""
+        total = 0
+        for scene in scenes(40):
+            boxes = mask_api.toBbox(
+                mask_api.encode(np.asfortranarray(scene.masks.transpose(1, 2, 0), np.uint8))
+            )
+            cover = np.zeros(scene.masks.shape[1:], int)
+            for x, y, w, h in boxes.astype(int):
+                cover[y : y + h, x : x + w] += 1
+            total += (cover > 1).sum()
+        return total
+
+    chosen = shared_boxes()
+    monkeypatch.setattr(scenes_module, "CANDIDATE_PLACES", 1)
+    assert chosen < 0.9 * shared_boxes()
 
 
 def test_barely_visible_digits_are_left_out():
