@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from detectron2.modeling import build_model
-from small_models import LEVELS_550, RT, backward, build, eager, small_cfg, training_batch
+from small_models import LEVELS_550, PANOPTIC, RT, backward, build, eager, small_cfg, training_batch
 
 from d2prune.adapters import Target, find_adapter
 from d2prune.adapters.fcos import BlendMaskAdapter, FCOSAdapter
@@ -30,13 +30,6 @@ BOTTLENECK = (
     "MODEL.RESNETS.DEPTH", 50,
     "MODEL.RESNETS.WIDTH_PER_GROUP", 8,
     *FROZEN,
-)  # fmt: skip
-PANOPTIC = (
-    "MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True,
-    "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"],
-    "MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"],
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3,
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32,
 )  # fmt: skip
 ODD = (
     "MODEL.BLENDMASK.ATTN_SIZE", 7,

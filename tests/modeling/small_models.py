@@ -43,6 +43,13 @@ def small_cfg(*pairs, arch="BlendMask"):
     return cfg
 
 
+PANOPTIC = (
+    "MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True,
+    "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"],
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32,
+)  # fmt: skip
 RT = (
     "MODEL.FCOS.TOP_LEVELS", 0,
     "MODEL.FCOS.IN_FEATURES", ["p3", "p4", "p5"],

@@ -8,7 +8,7 @@ import io
 import pytest
 import torch
 from detectron2.structures import PolygonMasks
-from small_models import LEVELS_550, RT, backward, build, eager, training_batch
+from small_models import LEVELS_550, PANOPTIC, RT, backward, build, eager, training_batch
 
 from d2prune.errors import PruneError
 from d2prune.modeling import basis_sem_from_instances
@@ -22,13 +22,6 @@ ODD = (
 )  # fmt: skip
 BN_HEAD = ("MODEL.FCOS.NORM", "BN", *RT)
 SYNC = ("MODEL.FCOS.NORM", "SyncBN", "MODEL.RESNETS.NORM", "SyncBN", *RT)
-PANOPTIC = (
-    "MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True,
-    "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"],
-    "MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"],
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3,
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32,
-)  # fmt: skip
 
 
 def missing_gradients(model):
