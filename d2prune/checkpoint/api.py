@@ -9,7 +9,7 @@ from torch import nn
 
 from d2prune.checkpoint.checkpointer import PruningCheckpointer, checkpoint_data, write_checkpoint
 from d2prune.checkpoint.reader import read_spec
-from d2prune.checkpoint.refusals import no_spec, other_model
+from d2prune.checkpoint.refusals import check_base, no_spec
 from d2prune.rebuild import rebuild
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -38,7 +38,6 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
     spec = read_spec(path)
     if spec is None:
         raise no_spec(path)
-    if spec.base != type(model).__name__:
-        raise other_model(path, spec, model)
+    check_base(path, spec, model)
     PruningCheckpointer(rebuild(model, spec)).load(os.fspath(path), checkpointables=[])
     return model

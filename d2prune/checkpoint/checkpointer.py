@@ -159,10 +159,9 @@ def _rename_old(weights: dict[str, Any], wanted: set[str], model: nn.Module) -> 
 
 
 def _check_same_spec(path: str, held: PruneSpec, spec: PruneSpec | None, model: nn.Module) -> None:
-    if spec is None:
-        raise other_model(path, held, model)
     if held != spec:
-        raise other_model(path, held, model, "a {} pruned differently")
+        how = "an unpruned {}" if spec is None else "a {} pruned differently"
+        raise other_model(path, held, model, how)
 
 
 def _check_strict(path: str, model: nn.Module, weights: dict[str, Any], has_spec: bool) -> None:

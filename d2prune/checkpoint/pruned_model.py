@@ -16,7 +16,7 @@ from torch import nn
 
 from d2prune.checkpoint.checkpointer import PruningCheckpointer
 from d2prune.checkpoint.reader import read_spec
-from d2prune.checkpoint.refusals import other_model
+from d2prune.checkpoint.refusals import check_base
 from d2prune.config import get_cfg
 from d2prune.core.spec import PruneSpec
 from d2prune.errors import PruneError
@@ -112,7 +112,7 @@ def build_model(
         return struct.to(torch.device(cfg.MODEL.DEVICE))
     model = build(cfg)
     if spec is not None and spec_of_model(model) is None:
-        _check_base(weights, spec, model)
+        check_base(weights, spec, model)
         rebuild(model, spec)
     return model
 
@@ -131,11 +131,6 @@ def trusted_struct(path: str) -> nn.Module | None:
     logger.warning("TRUST_STRUCT: unpickled the %s in '%s'", type(struct).__name__, path)
     struct.from_struct = True  # no config builds it: checkpoints of it must hold it again
     return struct
-
-
-def _check_base(weights: str, spec: PruneSpec, model: nn.Module) -> None:
-    if spec.base != type(model).__name__:
-        raise other_model(weights, spec, model)
 
 
 def build_from_cfg(cfg: CfgNode) -> nn.Module:

@@ -25,6 +25,12 @@ def no_spec(path: Path) -> PruneError:
     )
 
 
+def check_base(path: Path, spec: PruneSpec, model: nn.Module) -> None:
+    """Raises :func:`other_model` unless ``model`` is of the class that was pruned."""
+    if spec.base != type(model).__name__:
+        raise other_model(path, spec, model)
+
+
 def other_model(path: Path, spec: PruneSpec, model: nn.Module, how: str = "an unpruned {}") -> PruneError:
     """The checkpoint is pruned, and the model is not one of its spec; ``how`` says what it is."""
     return PruneError(

@@ -17,14 +17,13 @@ from d2prune.checkpoint.refusals import no_spec
 from d2prune.engine import record
 from d2prune.engine.prune import measure_model
 from d2prune.engine.publish import publish
-from d2prune.engine.settings import PRUNED_NAME, target_from_cfg
+from d2prune.engine.settings import FINAL_FILE, PRUNED_FILE, target_from_cfg
 from d2prune.errors import PruneError
 from d2prune.files import whole_file
 from d2prune.modeling.unfuse import thaw
 from d2prune.rebuild import spec_of_model
 
 logger = logging.getLogger(__name__)
-FINAL = "model_final.pth"
 
 
 def last_checkpoint(cfg: CfgNode) -> str:
@@ -52,7 +51,7 @@ def after_prune(cfg: CfgNode) -> CfgNode:
     out = cfg.clone()
     out.defrost()
     out.MODEL.PRUNE = False
-    out.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, PRUNED_NAME + ".pth")
+    out.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, PRUNED_FILE)
     out.freeze()
     return out
 
@@ -70,7 +69,7 @@ def check_output_dir(cfg: CfgNode, resume: bool, found_prune: bool = False) -> b
     """
     last = last_checkpoint(cfg)
     # The pruned checkpoint itself is a start, not a run to resume: it holds no optimizer.
-    start = os.path.basename(last) == PRUNED_NAME + ".pth" and _same(last, cfg.MODEL.WEIGHTS)
+    start = os.path.basename(last) == PRUNED_FILE and _same(last, cfg.MODEL.WEIGHTS)
     if last and not (start and (resume or not found_prune)):
         if not resume:
             raise PruneError(
@@ -81,16 +80,16 @@ def check_output_dir(cfg: CfgNode, resume: bool, found_prune: bool = False) -> b
     refuse_to_lose_result(cfg)
     comm.synchronize()
     if comm.is_main_process():
-        _set_aside(Path(cfg.OUTPUT_DIR) / FINAL)
+        _set_aside(Path(cfg.OUTPUT_DIR) / FINAL_FILE)
     return False
 
 
 def refuse_to_lose_result(cfg: CfgNode) -> None:
     """Raises PruneError if OUTPUT_DIR holds a fine-tuned model, whose spec and report are there, too."""
-    final = os.path.join(cfg.OUTPUT_DIR, FINAL)
+    final = os.path.join(cfg.OUTPUT_DIR, FINAL_FILE)
     if os.path.isfile(final) and spec_of_file(final) is not None:
         raise PruneError(
-            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' holds another run's result ({FINAL}, of a pruned "
+            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' holds another run's result ({FINAL_FILE}, of a pruned "
             "model), which would be lost; set OUTPUT_DIR to another folder"
         )
 
@@ -146,7 +145,7 @@ def finish(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], iteration
     if spec is None:
         logger.warning("the model came from a struct without a spec: no pruned.yaml and no report")
         return
-    weights = os.path.join(cfg.OUTPUT_DIR, FINAL)
+    weights = os.path.join(cfg.OUTPUT_DIR, FINAL_FILE)
     with whole_file(os.path.join(cfg.OUTPUT_DIR, record.SPEC_FILE)) as file:
         file.write(spec.to_json())
     path = record.write_pruned_config(cfg, cfg.OUTPUT_DIR, weights)
@@ -175,7 +174,7 @@ def add_control(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], fold
     report = record.read_report_json(folder)
     if report is None:
         raise PruneError(f"'{folder}' holds no {record.REPORT_FILE}: prune first with MODEL.PRUNE True")
-    weights = os.path.join(cfg.OUTPUT_DIR, FINAL)
+    weights = os.path.join(cfg.OUTPUT_DIR, FINAL_FILE)
     there = cfg.clone()
     there.defrost()
     there.OUTPUT_DIR = folder

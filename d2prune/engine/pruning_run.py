@@ -18,7 +18,7 @@ from d2prune.engine import finetuning, record
 from d2prune.engine.prune import PruneResult, prune_model
 from d2prune.engine.publish import publish
 from d2prune.engine.settings import (
-    PRUNED_NAME,
+    PRUNED_FILE,
     check_modes,
     input_size,
     request_from_cfg,
@@ -90,10 +90,10 @@ def _save(cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module]) -> rec
     os.makedirs(folder, exist_ok=True)
     checkpointer = PruningCheckpointer(result.model, folder)
     checkpointer.save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
-    checkpointer.save(PRUNED_NAME, iteration=0)
+    checkpointer.save(PRUNED_FILE.removesuffix(".pth"), iteration=0)
     with whole_file(os.path.join(folder, record.SPEC_FILE)) as file:
         file.write(result.spec.to_json())
-    record.write_pruned_config(cfg, folder, os.path.join(folder, PRUNED_NAME + ".pth"))
+    record.write_pruned_config(cfg, folder, os.path.join(folder, PRUNED_FILE))
     report = record.report_of(result, cfg, input_size(cfg, model))
     record.write_report_json(report, folder)
     return report
@@ -104,7 +104,7 @@ def _finish(
     report: record.Report,
     evaluated: Mapping[str, tuple[nn.Module, Mapping[str, Any]]],
 ) -> None:
-    weights = os.path.join(cfg.OUTPUT_DIR, PRUNED_NAME + ".pth")
+    weights = os.path.join(cfg.OUTPUT_DIR, PRUNED_FILE)
     files = {"baseline": cfg.MODEL.WEIGHTS, "pruned": weights}
     totals = {"baseline": report["before"], "pruned": report["after"]}
     report["stages"] = [

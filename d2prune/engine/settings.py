@@ -14,7 +14,8 @@ from d2prune.adapters import Target
 from d2prune.core.types import Request
 from d2prune.errors import PruneError
 
-PRUNED_NAME = "model_pruned"
+PRUNED_FILE = "model_pruned.pth"
+FINAL_FILE = "model_final.pth"
 
 
 def request_from_cfg(cfg: CfgNode) -> Request:
@@ -78,7 +79,7 @@ def check_modes(cfg: CfgNode) -> None:
             "MODEL.FINETUNE needs MODEL.WEIGHTS: the path of a pruned checkpoint "
             "(OUTPUT_DIR/model_pruned.pth after MODEL.PRUNE True)"
         )
-    pruned = os.path.join(cfg.OUTPUT_DIR, PRUNED_NAME + ".pth")
+    pruned = os.path.join(cfg.OUTPUT_DIR, PRUNED_FILE)
     if cfg.MODEL.PRUNE and os.path.abspath(cfg.MODEL.WEIGHTS) == os.path.abspath(pruned):
         raise PruneError(
             f"MODEL.WEIGHTS is '{cfg.MODEL.WEIGHTS}', which MODEL.PRUNE would overwrite; "

@@ -1,25 +1,32 @@
 """MODEL.PRUNING.TRUST_STRUCT opens the files of forks that save a whole module and no spec."""
 
+import pytest
 import torch
 from tiny_blendmask import tiny_cfg, tiny_model
 
 from d2prune.checkpoint import PruningCheckpointer, build_model
 
 
-def test_a_forks_struct_is_used_only_when_trusted(tmp_path):
-    narrow = tiny_model("MODEL.BASIS_MODULE.CONVS_DIM", 8)
-    path = str(tmp_path / "fork.pth")
-    torch.save({"struct": narrow, "model": narrow.state_dict()}, path)
+@pytest.fixture
+def narrow():
+    return tiny_model("MODEL.BASIS_MODULE.CONVS_DIM", 8)
+
+
+@pytest.fixture
+def path(narrow, tmp_path):
+    torch.save({"struct": narrow, "model": narrow.state_dict()}, tmp_path / "fork.pth")
+    return str(tmp_path / "fork.pth")
+
+
+def test_a_forks_struct_is_used_only_when_trusted(path):
     plain = build_model(tiny_cfg("MODEL.WEIGHTS", path))
     assert plain.basis_module.tower[0][0].out_channels == 16
     trusted = build_model(tiny_cfg("MODEL.WEIGHTS", path, "MODEL.PRUNING.TRUST_STRUCT", True))
     assert trusted.basis_module.tower[0][0].out_channels == 8
 
 
-def test_what_is_saved_of_it_holds_the_module_again(tmp_path):
-    narrow = tiny_model("MODEL.BASIS_MODULE.CONVS_DIM", 8)
-    torch.save({"struct": narrow, "model": narrow.state_dict()}, tmp_path / "fork.pth")
-    cfg = tiny_cfg("MODEL.WEIGHTS", str(tmp_path / "fork.pth"), "MODEL.PRUNING.TRUST_STRUCT", True)
+def test_what_is_saved_of_it_holds_the_module_again(narrow, path, tmp_path):
+    cfg = tiny_cfg("MODEL.WEIGHTS", path, "MODEL.PRUNING.TRUST_STRUCT", True)
     PruningCheckpointer(build_model(cfg), str(tmp_path)).save("model_final")
     cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
     again = build_model(cfg)

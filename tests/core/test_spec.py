@@ -182,7 +182,7 @@ def not_layers(data, row):
         grouped_by_words,
         not_a_row,
         not_layers,
-    ],  # fmt: skip
+    ],
 )
 def test_malformed_rows_are_refused(change):
     with pytest.raises(PruneError, match="^not a pruning spec: "):
