@@ -97,7 +97,9 @@ class Blender:
         if len(positives) == 0:
             # Nothing to learn, but DDP wants a gradient for the basis module and the top layer.
             return {"loss_mask": sum(b[:0].sum() for b in bases) + positives.top_feats.sum()}
-        rois = self.pooler(bases, [gt.gt_boxes for gt in gt_instances])[positives.gt_inds]
+        rois = self.pooler(bases, [gt.gt_boxes for gt in gt_instances])
+        # index_select: the backward of indexing by brackets is many times slower on a CPU.
+        rois = rois.index_select(0, positives.gt_inds)
         wanted = self._gt_masks(gt_instances)[positives.gt_inds]
         logits = self.blend(rois, positives.top_feats)
         loss = F.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype), reduction="none").mean(
@@ -110,12 +112,21 @@ class Blender:
 
         Coefficients are base-major; at every pixel they compete by a softmax over the bases.
         """
-        if len(rois) == 0:  # interpolation refuses empty batches
-            return rois.sum(dim=1)
         size = self.attention_size
-        maps = coefficients.reshape(-1, self.num_bases, size, size)
-        maps = F.interpolate(maps, (self.resolution, self.resolution), mode=self.interpolation)
+        maps = coefficients.reshape(len(rois), self.num_bases, size, size)
+        grow = self._growing_matrix(maps)
+        maps = grow @ maps @ grow.T
         return (rois * maps.softmax(dim=1)).sum(dim=1)
+
+    def _growing_matrix(self, like: Tensor) -> Tensor:
+        """Return (R, A): interpolation from A to R values, as a product.
+
+        As matrices on both sides it grows all maps at once: on a CPU a tenth of the time that
+        F.interpolate and its backward take for so many small maps.
+        """
+        unit = torch.eye(self.attention_size, dtype=like.dtype, device=like.device)
+        grown = F.interpolate(unit[None, :, :, None], (self.resolution, 1), mode=self.interpolation)
+        return grown[0, :, :, 0].T
 
     def _gt_masks(self, gt_instances: list[Instances]) -> Tensor:
         """Return the masks inside their own boxes (G, R, R), bool."""
