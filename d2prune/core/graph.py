@@ -1,82 +1,55 @@
-"""Which channels belong together: torch-pruning's dependency graph, read as groups of units.
+"""Which channels belong together: one forward pass in which every tensor's channels are labelled.
 
-The only module that imports torch_pruning. It takes the *edges* of its graph (with their index
-mappings through concat, split, flatten) and propagates channel identities over them, instead of
-taking its groups, whose merge forgets that two channels of one layer were tied.
+Labels are followed below autograd, operator by operator (:mod:`d2prune.core.operators`), so neither
+fused layers nor attention nor code that reshapes channels needs to be known, and the time is that of
+one forward pass.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-import torch_pruning
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from d2prune.core.labels import Book, Ids, Sheets, spread
 from d2prune.core.layers import ConvNd, axis_width, is_depthwise, is_layer, parameter_dim
+from d2prune.core.operators import follow
 from d2prune.core.types import Axis, Group, Member, Site
-from d2prune.core.units import Ties, blocks, combs
 from d2prune.errors import PruneError
 
 Outputs = Mapping[str, Tensor]
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-Node = Any  # torch_pruning.dependency.Node: untyped upstream
 
 
-class _Index(NamedTuple):
-    """The pair that torch-pruning's index mappings read and write."""
-
-    idx: int
-    root_idx: int
-
-
-def trace_groups(
-    model: nn.Module,
-    forward: Callable[[nn.Module], Outputs],
-    names: Mapping[nn.Module, str],
-) -> tuple[Group, ...]:
-    """Runs ``forward`` once with autograd and groups the channels that must go together.
+def trace_groups(model: nn.Module, forward: Callable[[nn.Module], Outputs]) -> tuple[Group, ...]:
+    """Runs ``forward`` once and groups the channels that must go together.
 
     Args:
-        model: a throw-away copy in which convolution, norm and activation are separate modules;
-            it is put in eval mode and all its float parameters get ``requires_grad``.
+        model: in eval mode; not changed.
         forward: ``forward(model)`` returns the dense outputs by name. A channel that reaches an
             output is part of the model's interface and is never cut.
-        names: path to report for each layer; layers that are missing here are not grouped.
 
     Returns:
-        Groups in the order of ``names``.
+        Groups in the order of the model's layers.
 
     Raises:
         PruneError: if an output does not depend on any parameter.
     """
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.requires_grad_(True)
-    outputs: dict[Any, str] = {}
-
-    def traced(module: nn.Module, _: object) -> list[Tensor]:
-        # The factor gives every output a node of its own, even where a layer's result is returned.
-        results = {name: tensor * 1 for name, tensor in forward(module).items()}
-        for name, tensor in results.items():
-            if tensor.grad_fn is None:
-                raise PruneError(f"output '{name}' does not depend on any parameter: can't trace it")
-            outputs[tensor.grad_fn] = name
-        return list(results.values())
-
-    with torch.enable_grad(), torch.autocast(_device_type(model), enabled=False):
-        graph = torch_pruning.DependencyGraph().build_dependency(
-            model, example_inputs=None, forward_fn=traced, verbose=False
-        )
-    flow = _Flow(graph, names)
-    flow.spread_all()
-    flow.fix_outputs(outputs)
-    flow.tie_constraints()
-    return flow.groups()
+    trace = _Trace(model)
+    with torch.no_grad(), torch.autocast(_device_type(model), enabled=False), trace.running():
+        outputs = forward(model)
+    trace.keep_outputs(outputs)
+    return _groups(trace)
 
 
 def _device_type(model: nn.Module) -> str:
@@ -85,145 +58,220 @@ def _device_type(model: nn.Module) -> str:
     return device.type if torch.amp.is_autocast_available(device.type) else "cpu"
 
 
-class _Flow:
-    """Channel identities carried along the edges of torch-pruning's graph."""
+class _Trace(TorchDispatchMode):
+    """Labels of every tensor that is alive, and where the trace is."""
 
-    def __init__(self, graph: Any, names: Mapping[nn.Module, str]) -> None:
-        self.graph = graph
-        self.ties = Ties()
-        self.owner: dict[tuple[Node, Axis], dict[int, int]] = defaultdict(dict)
-        self.fixed: dict[int, str] = {}
-        self.paths: dict[Node, str] = {}
-        self.whole: dict[Node, str] = {}
-        whole = dict(_left_whole(names))
-        for module, node in graph.module2node.items():
-            path = graph._param_to_name.get(module) if _is_parameter(module) else names.get(module)
-            if module in whole:
-                self.whole[node] = whole[module]
-            if path is not None and is_layer(module):
-                self.paths[node] = path
-        self.rank = {path: i for i, path in enumerate(names.values())}
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.book = Book(self._where)
+        self.path = [""]
+        self.sites: dict[Site, tuple[Ids, Any]] = {}
+        self.whole: dict[str, str] = {}
+        self.touched: set[str] = set()
+        self._sheets = WeakTensorKeyDictionary()
+        self._leaves = WeakTensorKeyDictionary()
+        self._from_weights = WeakTensorKeyDictionary()
+        self._label_all()
 
-    def _function(self, node: Node, axis: Axis) -> Any:
-        pruner = self.graph.get_pruner_of_module(node.module)
-        return pruner.prune_out_channels if axis == "out" else pruner.prune_in_channels
+    # ---- what operators.Labels asks for
 
-    def spread_all(self) -> None:
-        """Starts from the output channels of every convolution and linear layer."""
-        for node in sorted(self.paths, key=lambda n: self.rank.get(self.paths[n], len(self.rank))):
-            if isinstance(node.module, (*ConvNd, nn.Linear)):
-                width = axis_width(node.module, "out")
-                seen = self.owner[(node, "out")]
-                fresh = [i for i in range(width) if i not in seen]
-                self._spread(node, "out", fresh, [self.ties.new() for _ in fresh])
+    def of(self, tensor: Tensor | None) -> Sheets:
+        """See :class:`d2prune.core.operators.Labels`."""
+        return self._sheets.get(tensor, ()) if tensor is not None else ()
 
-    def _spread(self, node: Node, axis: Axis, idxs: Sequence[int], ids: Sequence[int]) -> None:
-        stack = [(node, axis, idxs, ids)]
-        while stack:
-            node, axis, idxs, ids = stack.pop()
-            fresh = self._claim(node, axis, idxs, ids)
-            if not fresh:
-                continue
-            function = self._function(node, axis)
-            for edge in node.dependencies:
-                if edge.trigger != function:
-                    continue
-                mapped = _map(edge, fresh)
-                if mapped:
-                    into: Axis = "out" if edge.handler == self._function(edge.target, "out") else "in"
-                    stack.append((edge.target, into, *zip(*mapped, strict=True)))
+    def set(self, tensor: Tensor, sheets: Sheets) -> None:
+        """See :class:`d2prune.core.operators.Labels`."""
+        self._sheets[tensor] = sheets
 
-    def _claim(self, node: Node, axis: Axis, idxs: Sequence[int], ids: Sequence[int]) -> list[_Index]:
-        """Ties what is already known at this place; returns what is new here."""
-        if node in self.paths and idxs and max(idxs) >= self._width(node, axis):
-            # A broadcast: C channels meet a layer of fewer. Cutting either is left to an adapter.
-            reason = f"broadcast against {self.paths[node]}"
-            for item in (*ids, *self.owner[(node, axis)].values()):
-                self.fixed[item] = reason
-            return []
-        owned = self.owner[(node, axis)]
-        fresh = []
-        for idx, item in zip(idxs, ids, strict=True):
-            if idx in owned:
-                self.ties.tie(owned[idx], item)
-            else:
-                owned[idx] = item
-                fresh.append(_Index(idx, item))
-        return fresh
+    def _where(self) -> str:
+        """The module that runs, and why it can't be cut where that is so."""
+        path = self.path[-1] or type(self.model).__name__
+        why = next((self.whole[p] for p in reversed(self.path) if p in self.whole), "")
+        return f"{path} ({why})" if why else path
 
-    def _width(self, node: Node, axis: Axis) -> int:
-        if _is_parameter(node.module):
-            return int(node.module.shape[parameter_dim(node.module)])
-        return axis_width(node.module, axis)
+    # ---- the run
 
-    def fix_outputs(self, outputs: Mapping[Any, str]) -> None:
-        """What reaches an output stays, and what meets a layer that can't be cut."""
-        for (node, _), owned in self.owner.items():
-            if node in self.whole:
-                self.fixed.update(dict.fromkeys(owned.values(), self.whole[node]))
-            name = outputs.get(node.grad_fn) if node not in self.paths else None
-            if name is not None:
-                self.fixed.update((item, f"is the model's output '{name}'") for item in owned.values())
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Follows every operator; attention as the products it consists of."""
+        hooks: list[Any] = []
+        for name, module in self.model.named_modules():
+            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self.path.append(name)))
+            hooks.append(module.register_forward_hook(lambda *_: self._leave()))
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with sdpa_kernel(SDPBackend.MATH), self:
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for hook in hooks:
+                hook.remove()
 
-    def tie_constraints(self) -> None:
-        """GroupNorm by whole normalisation groups; grouped convolutions alike in every group."""
-        for (node, axis), owned in self.owner.items():
-            module = node.module
-            sets: Iterable[Sequence[int]] = ()
-            if isinstance(module, nn.GroupNorm):
-                sets = blocks(module.num_channels, module.num_groups)
-            elif isinstance(module, ConvNd) and module.groups > 1 and not is_depthwise(module):
-                sets = combs(axis_width(module, axis), module.groups)
-            for together in sets:
-                self.ties.tie_all(owned[i] for i in together if i in owned)
+    def _leave(self) -> None:
+        self.path.pop()
 
-    def groups(self) -> tuple[Group, ...]:
-        """Units that cut the same axes by the same amounts form one group."""
-        units: dict[int, dict[Site, list[int]]] = defaultdict(lambda: defaultdict(list))
-        modules: dict[Site, Any] = {}
-        for (node, axis), owned in self.owner.items():
-            if node in self.paths:
-                site: Site = (self.paths[node], axis)
-                modules[site] = node.module
-                for idx, item in owned.items():
-                    units[self.ties.find(item)][site].append(idx)
-        fixed = {self.ties.find(item): reason for item, reason in self.fixed.items()}
-        alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-        for unit in sorted(units):
-            cuts = tuple(sorted((site, len(idxs)) for site, idxs in units[unit].items()))
-            alike[cuts + (fixed.get(unit, ""),)].append(unit)
-        made = [self._group([units[u] for u in us], modules, key[-1]) for key, us in alike.items()]
-        return tuple(sorted(made, key=lambda g: self.rank.get(g.name, len(self.rank))))
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        used = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        self.touched.update(self._leaves[t] for t in used if t in self._leaves)
+        if any(t in self._from_weights for t in used):
+            for result in tree_leaves(out):
+                if isinstance(result, Tensor):
+                    self._from_weights[result] = True
+        follow(self, func, args, kwargs, out)
+        return out
 
-    def _group(self, units: list[dict[Site, list[int]]], modules: Mapping[Site, Any], fixed: str) -> Group:
-        def order(site: Site) -> tuple[bool, int, str]:
-            makes = site[1] == "out" and isinstance(modules[site], (*ConvNd, nn.Linear))
-            return (not makes, self.rank.get(site[0], len(self.rank)), site[1])
+    def keep_outputs(self, outputs: Outputs) -> None:
+        """What reaches an output stays."""
+        for name, tensor in outputs.items():
+            if tensor not in self._from_weights:
+                raise PruneError(f"output '{name}' does not depend on any parameter: can't trace it")
+            for sheet in self.of(tensor):
+                self.book.keep_output(sheet, name)
 
-        sites = sorted(units[0], key=order)
-        members = tuple(
-            Member(*site, np.array([sorted(unit[site]) for unit in units], dtype=np.int64)) for site in sites
-        )
-        producers = tuple(site[0] for site in sites if not order(site)[0])
-        inexact = next(
-            (f"{s[0]} is a LayerNorm over these channels" for s in sites if _is_layernorm(modules[s])),
-            "",
-        )
-        return Group(producers[0], members, producers, fixed, inexact)
+    # ---- labels of the layers
+
+    def _label_all(self) -> None:
+        for parameter in self.model.parameters():
+            self._from_weights[parameter] = True
+        owners = Counter(id(p) for m in self.model.modules() for p in m._parameters.values())
+        for name, module in self.model.named_modules():
+            own = {n: p for n, p in module._parameters.items() if p is not None}
+            self._leaves.update({t: name for t in (*own.values(), *_buffers(module))})
+            why = _whole(name, module, any(owners[id(p)] > 1 for p in own.values()))
+            if why:
+                self.whole[name] = why
+            if is_layer(module):
+                self._label_layer(name, module, why)
+            elif not why:
+                for leaf, parameter in own.items():
+                    self._label_parameter(f"{name}.{leaf}" if name else leaf, parameter)
+
+    def _label_layer(self, name: str, module: Any, why: str) -> None:
+        if isinstance(module, ConvNd):
+            out_dim, in_dim = (1, 0) if module.transposed else (0, 1)
+            if is_depthwise(module):
+                self._axis(name, "out", module, [(module.weight, 0), (module.bias, 0)], why)
+                return
+            self._axis(name, "out", module, [(module.weight, out_dim), (module.bias, 0)], why)
+            self._axis(name, "in", module, [(module.weight, in_dim)], why)
+        elif isinstance(module, nn.Linear):
+            self._axis(name, "out", module, [(module.weight, 0), (module.bias, 0)], why)
+            self._axis(name, "in", module, [(module.weight, 1)], why)
+        else:
+            width = axis_width(module, "out")
+            rows = [t for t in (*module._parameters.values(), *_buffers(module)) if t is not None]
+            self._axis(name, "out", module, [(t, -1) for t in rows if t.shape[-1:] == (width,)], why)
+
+    def _label_parameter(self, path: str, parameter: Tensor) -> None:
+        if parameter.is_floating_point() and any(size > 1 for size in parameter.shape):
+            dim = parameter_dim(parameter)
+            self._leaves[parameter] = path
+            self._axis(path, "out", parameter, [(parameter, dim)], "")
+
+    def _axis(self, path: str, axis: Axis, layer: Any, tensors: list[tuple[Any, int]], why: str) -> None:
+        """One axis' labels, on all the tensors that hold it.
+
+        The axis of a grouped convolution that its weight holds once for all groups has one label for
+        the same channel of every group.
+        """
+        tensors = [(t, dim % t.dim()) for t, dim in tensors if t is not None]
+        if not tensors or tensors[0][0].shape[tensors[0][1]] == 1:
+            return
+        tensor, dim = tensors[0]
+        ids = self.book.new(tensor.shape[dim])
+        self.sites[path, axis] = (ids, layer)
+        for tensor, dim in tensors:
+            values = np.tile(ids, -(-tensor.shape[dim] // len(ids)))  # a bias has all groups' channels
+            sheet = spread(values, dim, tensor.dim(), tensor)
+            self._sheets[tensor] = (*self.of(tensor), sheet)
+            if why:
+                self.book.keep_layer(sheet, why)
 
 
-def _left_whole(names: Mapping[nn.Module, str]) -> Iterator[tuple[object, str]]:
-    """Modules and bare parameters that :func:`d2prune.core.layers.cut` can't handle, and why."""
-    owners = Counter(id(p) for module in names for p in module._parameters.values())
-    for module, name in names.items():
-        own = [p for p in module._parameters.values() if p is not None]
-        why = ""
-        if any(owners[id(p)] > 1 for p in own):
-            why = f"{name} shares its weights with another layer"
-        elif not is_layer(module) and (why_not := _built_in(module)):
-            why = f"{name} is {why_not}, which d2prune can't cut"
-        if why:
-            yield from ((thing, why) for thing in (module, *own))
+def _buffers(module: nn.Module) -> list[Tensor]:
+    return [b for b in module._buffers.values() if b is not None and b.is_floating_point()]
+
+
+def _groups(trace: _Trace) -> tuple[Group, ...]:
+    """Units that cut the same axes by the same amounts form one group."""
+    roots = trace.book.roots()
+    units: dict[int, dict[Site, list[int]]] = defaultdict(lambda: defaultdict(list))
+    modules: dict[Site, Any] = {}
+    for site, (ids, layer) in trace.sites.items():
+        if site[0] in trace.touched:
+            modules[site] = layer
+            width = layer.shape[parameter_dim(layer)] if isinstance(layer, Tensor) else axis_width(layer, site[1])
+            for position in range(width):
+                units[int(roots[ids[position % len(ids)]])][site].append(position)
+    kept, inexact = (_by_root(notes, roots) for notes in (trace.book.kept, trace.book.inexact))
+    inner = _inner(trace, roots)
+    rank = {path: i for i, path in enumerate(dict.fromkeys(path for path, _ in modules))}
+    alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for unit, sites in units.items():
+        if not any(_makes(site, modules[site]) for site in sites):
+            continue
+        why = kept.get(unit) or ("" if unit in inner or _is_read(sites, modules) else "nothing that was traced reads them")
+        cuts = tuple(sorted((site, len(positions)) for site, positions in sites.items()))
+        alike[(*cuts, why, inexact.get(unit, ""), unit in inner)].append(unit)
+    made = [_group([units[u] for u in us], modules, rank, *key[-3:]) for key, us in alike.items()]
+    return tuple(sorted(made, key=lambda group: rank[group.name]))
+
+
+def _by_root(notes: Iterable[tuple[Ids, str]], roots: Ids) -> dict[int, str]:
+    """The first reason noted for any label of a unit."""
+    found: dict[int, str] = {}
+    for ids, why in notes:
+        for root in np.unique(roots[ids]):
+            found.setdefault(int(root), why)
+    return found
+
+
+def _inner(trace: _Trace, roots: Ids) -> set[int]:
+    """Units summed over in a product of two activations: neither side is a layer's weight."""
+    columns = np.zeros(trace.book.count, dtype=bool)
+    for (_, axis), (ids, _) in trace.sites.items():
+        columns[ids] = axis == "in"
+    pairs = trace.book.products
+    found = [one[~columns[one] & ~columns[two]] for one, two in pairs if one.shape == two.shape]
+    return {int(root) for ids in found for root in np.unique(roots[ids[ids > 0]])}
+
+
+def _makes(site: Site, layer: Any) -> bool:
+    return site[1] == "out" and isinstance(layer, (*ConvNd, nn.Linear)) and not is_depthwise(layer)
+
+
+def _is_read(sites: Iterable[Site], modules: Mapping[Site, Any]) -> bool:
+    return any(axis == "in" or isinstance(modules[path, axis], Tensor) for path, axis in sites)
+
+
+def _group(
+    units: list[dict[Site, list[int]]],
+    modules: Mapping[Site, Any],
+    rank: Mapping[str, int],
+    fixed: str,
+    inexact: str,
+    inner: bool,
+) -> Group:
+    def order(site: Site) -> tuple[bool, int, str]:
+        return (not _makes(site, modules[site]), rank[site[0]], site[1])
+
+    sites = sorted(units[0], key=order)
+    members = tuple(Member(*site, np.array([unit[site] for unit in units], dtype=np.int64)) for site in sites)
+    producers = tuple(site[0] for site in sites if not order(site)[0])
+    return Group(producers[0], members, producers, fixed, inexact, inner)
+
+
+def _whole(name: str, module: nn.Module, shared: bool) -> str:
+    """Why :func:`d2prune.core.layers.cut` can't handle a module; empty where it can."""
+    if shared:
+        return f"{name} shares its weights with another layer"
+    if not is_layer(module) and (why_not := _built_in(module)):
+        return f"{name} is {why_not}, which d2prune can't cut"
+    return ""
 
 
 def _built_in(module: nn.Module) -> str:
@@ -234,18 +282,3 @@ def _built_in(module: nn.Module) -> str:
         return f"a {kind.__name__} whose weight is computed"
     foreign = not kind.__module__.startswith("torch.nn") or isinstance(module, _CONTAINERS)
     return "" if foreign or not has_channels else f"a {kind.__name__}"
-
-
-def _map(edge: Any, items: list[_Index]) -> list[_Index]:
-    for mapping in edge.index_mapping:
-        if mapping is not None:
-            items = mapping(items)
-    return items
-
-
-def _is_parameter(module: object) -> bool:
-    return isinstance(module, nn.Parameter)
-
-
-def _is_layernorm(module: object) -> bool:
-    return isinstance(module, nn.LayerNorm)

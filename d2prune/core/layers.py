@@ -104,6 +104,18 @@ def zero_inputs(layer: nn.Module, positions: Sequence[int]) -> None:
             layer.weight.data[group * outputs : (group + 1) * outputs, p % inputs] = 0
 
 
+def zero_outputs(layer: nn.Module | nn.Parameter, positions: Sequence[int]) -> None:
+    """Zeroes all that a layer, or a bare parameter, adds to its channels ``positions``, in place."""
+    if isinstance(layer, nn.Parameter):
+        layer.data.index_fill_(parameter_dim(layer), torch.tensor(positions, device=layer.device), 0)
+        return
+    transposed = isinstance(layer, ConvNd) and layer.transposed
+    for name, tensor in layer.named_parameters(recurse=False):
+        dim = 1 if transposed and name == "weight" and not is_depthwise(layer) else 0
+        where = [p % tensor.shape[dim] for p in positions]
+        tensor.data.index_fill_(dim, torch.tensor(where, device=tensor.device), 0)
+
+
 def groups_after(layer: nn.Module, kept: int) -> int | None:
     """Groups of a GroupNorm or depthwise convolution once it has ``kept`` channels; else None."""
     if isinstance(layer, nn.GroupNorm):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeVar
 
+import numpy as np
 from torch import nn
 
-from d2prune.core.layers import cut, parameter_dim, select, zero_inputs
+from d2prune.core.layers import cut, parameter_dim, select, zero_inputs, zero_outputs
 from d2prune.core.spec import PruneSpec, target_of, widths_of
+from d2prune.core.types import PrunePlan
 from d2prune.errors import PruneError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -48,14 +51,26 @@ def _check(model: nn.Module, name: str, expected: tuple[int | None, int | None])
             )
 
 
-def mask(model: Model, spec: PruneSpec) -> Model:
+def mask(model: Model, spec: PruneSpec, plan: PrunePlan | None = None) -> Model:
     """Zeroes, in place, what each consumer reads from the channels that ``spec`` drops.
 
     Zeroing the *consumers'* input columns equals removal whatever lies between: zeroing the producer
-    instead would leave the following norm's ``beta - gamma * mean / std``.
+    instead would leave the following norm's ``beta - gamma * mean / std``. A product of activations has
+    no columns to zero, so the producers of ``plan``'s inner groups are silenced, too.
     """
+    for member, positions in _products(plan):
+        zero_outputs(target_of(model, member), positions)
     for name, keep in spec.layers.items():
         if keep.inp is not None:
             dropped = set(range(spec.widths[name][1] or 0)) - set(keep.inp)
             zero_inputs(model.get_submodule(name), sorted(dropped))
     return model
+
+
+def _products(plan: PrunePlan | None) -> Iterator[tuple[str, list[int]]]:
+    """What makes the channels of inner groups, and which of these go."""
+    for group, kept in zip(plan.groups, plan.kept, strict=True) if plan is not None else ():
+        gone = np.setdiff1d(np.arange(group.units), kept)
+        for member in group.members if group.inner and gone.size else ():
+            if member.axis == "out":
+                yield member.layer, member.indices[gone].reshape(-1).tolist()

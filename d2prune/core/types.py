@@ -48,6 +48,8 @@ class Group:
         producers: paths of the layers whose output channels these are.
         fixed: why it can't be pruned; empty when it can.
         inexact: why removal can't equal masking (LayerNorm); empty when it does.
+        inner: activations are multiplied with each other and summed over these channels (queries and
+            keys, say), so besides weights that read them there are products that do.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Group:
     producers: tuple[str, ...]
     fixed: str = ""
     inexact: str = ""
+    inner: bool = False
 
     @property
     def units(self) -> int:

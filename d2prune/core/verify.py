@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2prune.core.layers import Keep
 from d2prune.core.spec import PruneSpec, spec_of
 from d2prune.core.surgery import mask
 from d2prune.core.types import Proof, PrunePlan
@@ -20,6 +20,14 @@ Forward = Callable[[nn.Module], Outputs]
 
 ALLOWED = 1e-9  # of each output's largest magnitude, in float64
 CONTROL = 1_000  # how many times more the control must err
+
+
+class Misfit(PruneError):
+    """A pruned model that does not run, or does not compute what the masked one does."""
+
+
+class Misfit(PruneError):
+    """A pruned model that does not run, or does not compute what the masked one does."""
 
 
 def verify(model: nn.Module, pruned: nn.Module, plan: PrunePlan, spec: PruneSpec, forward: Forward) -> Proof:
@@ -37,17 +45,17 @@ def verify(model: nn.Module, pruned: nn.Module, plan: PrunePlan, spec: PruneSpec
         (any difference is expected then) or the control shows that the test could not fail.
 
     Raises:
-        PruneError: if any output is not finite, or differs by more than ``ALLOWED``.
+        Misfit: if any output differs by more than ``ALLOWED``.
+        PruneError: if any is not finite.
     """
     with torch.no_grad():
-        small = _run(copy.deepcopy(pruned), forward)
-        masked = _run(mask(copy.deepcopy(model), spec), forward)
-        control = _run(mask(copy.deepcopy(model), control_spec(plan, spec, model)), forward)
-    errors = {name: _error(masked[name], small[name]) for name in masked}
+        masked = _run(mask(copy.deepcopy(model), spec, plan), forward)
+        control = _run(_control(model, plan, spec.base), forward)
+        errors = _errors(masked, pruned, forward)
     worst = max(errors, key=lambda name: errors[name])
     inexact = _inexact(plan)
     if not errors[worst] <= ALLOWED and not inexact:
-        raise PruneError(
+        raise Misfit(
             f"the pruned model is not equal to the masked one: error {errors[worst]:.1e} at {worst} "
             f"(allowed {ALLOWED:.0e})"
         )
@@ -55,6 +63,18 @@ def verify(model: nn.Module, pruned: nn.Module, plan: PrunePlan, spec: PruneSpec
     shown = contrast >= CONTROL * max(errors[worst], np.finfo(np.float64).eps)
     reason = "" if shown else f"inconclusive: the control errs by only {contrast:.1e}"
     return Proof(shown and not inexact, errors[worst], contrast, "float64", tuple(masked), inexact or reason)
+
+
+def compare(
+    model: nn.Module, pruned: nn.Module, plan: PrunePlan, spec: PruneSpec, forward: Forward
+) -> dict[str, float]:
+    """By output, how far the pruned model is from the masked one, in float64."""
+    return _errors(_run(mask(copy.deepcopy(model), spec, plan), forward), pruned, forward)
+
+
+def _errors(masked: Outputs, pruned: nn.Module, forward: Forward) -> dict[str, float]:
+    small = _run(copy.deepcopy(pruned), forward)
+    return {name: _error(tensor, small[name]) for name, tensor in masked.items()}
 
 
 def _inexact(plan: PrunePlan) -> str:
@@ -80,11 +100,10 @@ def _error(expected: Tensor, got: Tensor) -> float:
     return worst / largest if largest else worst
 
 
-def control_spec(plan: PrunePlan, spec: PruneSpec, model: nn.Module) -> PruneSpec:
-    """A spec that drops as many units of each pruned group as the plan, but of those that stayed.
+def control_plan(plan: PrunePlan) -> PrunePlan:
+    """A plan that drops as many units of each pruned group, but of those that stayed.
 
-    Where fewer stayed than went, all that stayed go but none is taken twice. Only its input columns
-    matter: it is masked, never cut.
+    Where fewer stayed than went, all that stayed go but none is taken twice. It is masked, never cut.
     """
     rng = np.random.default_rng(0)
     swapped = []
@@ -92,6 +111,9 @@ def control_spec(plan: PrunePlan, spec: PruneSpec, model: nn.Module) -> PruneSpe
         count = min(group.units - len(kept), len(kept))
         gone = rng.permutation(kept)[:count]
         swapped.append(np.setdiff1d(np.arange(group.units), gone))
-    control = spec_of(PrunePlan(plan.groups, tuple(swapped), plan.reasons, plan.reached), spec.base, model)
-    layers = {name: Keep(inp=keep.inp) for name, keep in control.layers.items()}
-    return PruneSpec(control.base, layers, control.widths)
+    return dataclasses.replace(plan, kept=tuple(swapped))
+
+
+def _control(model: nn.Module, plan: PrunePlan, base: str) -> nn.Module:
+    swapped = control_plan(plan)
+    return mask(copy.deepcopy(model), spec_of(swapped, base, model), swapped)

@@ -21,9 +21,9 @@ from d2prune.core.layers import is_layer
 from d2prune.core.planner import check, plan
 from d2prune.core.spec import PruneSpec, spec_of
 from d2prune.core.types import Coverage, Group, Proof, Request, Totals
-from d2prune.core.verify import verify
+from d2prune.core.verify import Misfit, verify
+from d2prune.engine.trial import FAILURES, without_misfits
 from d2prune.errors import PruneError
-from d2prune.modeling.unfuse import unfused
 from d2prune.rebuild import prune_further
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -119,6 +119,18 @@ def prune_model(model: Model, request: Request, target: Target, prove: bool = Tr
     _check_model(model)
     groups = find_groups(model, target)
     costs = measure_model(model, target)
+    try:
+        return _prune_groups(model, groups, costs, request, target, prove)
+    except Misfit:
+        remaining = without_misfits(model, groups, target)
+        if remaining is None:
+            raise
+    return _prune_groups(model, remaining, costs, request, target, prove)
+
+
+def _prune_groups(
+    model: Model, groups: tuple[Group, ...], costs: CostModel, request: Request, target: Target, prove: bool
+) -> PruneResult[Model]:
     names = [name for name, _ in model.named_modules()]
     decided = plan(
         groups, score(model, groups, request.criterion), rooms(groups, request, names), costs, request
@@ -145,9 +157,7 @@ def prune_model(model: Model, request: Request, target: Target, prove: bool = Tr
 
 def find_groups(model: nn.Module, target: Target) -> tuple[Group, ...]:
     """Groups of channels that go together; traced in float32 on a copy, autocast off."""
-    traced = copy.deepcopy(model).float().eval()
-    with unfused(traced) as names:
-        return trace_groups(traced, target.outputs, names)
+    return trace_groups(copy.deepcopy(model).float().eval(), target.outputs)
 
 
 def _warn_missed(request: Request, reached: float) -> None:
@@ -181,8 +191,8 @@ def _check_model(model: nn.Module) -> None:
 def _measure_pruned(pruned: nn.Module, target: Target) -> Totals:
     try:
         return measure_model(pruned, target).totals
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise PruneError(
+    except FAILURES as error:
+        raise Misfit(
             f"the pruned model does not run: {error} (its code may repeat a width as a number; "
             "keep the layers before that place whole with MODEL.PRUNING.PROTECT)"
         ) from error

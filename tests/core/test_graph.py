@@ -139,7 +139,7 @@ def test_layernorm_is_skipped_with_a_reason():
     model, inputs = lively(nets.Normed()), torch.rand(4, 10)
     result = prune(model, 0.25, example_inputs=inputs)
     assert result.proof.exact and rows(result)["up"].status == "pruned"
-    assert "norm is a LayerNorm" in rows(result)["inp"].reason
+    assert "normalised together (LayerNorm), in norm" in rows(result)["inp"].reason
     assert "ALLOW_INEXACT" in rows(result)["inp"].reason
 
 
@@ -187,10 +187,9 @@ def test_weights_that_are_shared_are_left_whole():
     assert "shares its weights" in rows(result)["1"].reason
 
 
-def test_a_broadcast_is_reported_or_exact():
-    result = prune(lively(nets.OneGate()), 0.4, example_inputs=images())
-    assert result.proof.exact
-    assert rows(result)["conv.0"].reason == "broadcast against gate"
+def test_a_broadcast_gate_leaves_what_it_gates_free():
+    result = prune(lively(nets.OneGate()), 0.4, allocation="uniform", example_inputs=images())
+    assert result.proof.exact and rows(result)["conv.0"].status == "pruned"
 
 
 class Through(nn.Module):
@@ -217,27 +216,56 @@ def shuffle(x):
     return x.view(n, 4, c // 4, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-MIXING = {
-    "softmax": lambda x: x.softmax(1),
-    "normalize": lambda x: F.normalize(x, dim=1),
-    "sum": lambda x: x + x.sum(1, keepdim=True),
+FREE = {
     "flip": lambda x: x.flip(1),
-    "attention": attend,
     "shuffle": shuffle,
-    "fixed slices": lambda x: torch.cat([x[:, :8], 2 * x[:, 8:]], 1),
-    "constant": lambda x: x * torch.linspace(0, 1, 16).to(x).view(1, -1, 1, 1),
+    "halves": lambda x: torch.cat([part * i for i, part in enumerate(x.chunk(2, 1), 1)], 1),
+    "pixels": lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2),
+    "einsum": lambda x: torch.einsum("nchw,ncvw->nchv", x, x.sigmoid()) / 9,
+    "repeat": lambda x: x.repeat(1, 2, 1, 1).unflatten(1, (2, -1)).sum(1),
+    "zeros": lambda x: x + torch.zeros_like(x),
+}
+LEFT = {
+    "softmax": (lambda x: x.softmax(1), "are mixed by aten::_softmax, in Through"),
+    "normalize": (lambda x: F.normalize(x, dim=1), "are mixed by aten::linalg_vector_norm"),
+    "every other": (lambda x: x + x[:, ::2].repeat(1, 2, 1, 1), "are taken apart by position"),
+    "sum": (lambda x: x + x.sum(1, keepdim=True), "are mixed by aten::sum"),
+    "constant": (lambda x: x * torch.linspace(0, 1, 16).to(x).view(1, -1, 1, 1), "does not shrink with them"),
+    "part": (lambda x: torch.cat([x[:, :5], 2 * x[:, 5:]], 1), "are taken apart by position"),
+    "fixed halves": (lambda x: torch.cat([x[:, :8], 2 * x[:, 8:]], 1), "the model's code mixes up others"),
+    "fixed view": (lambda x: x.view(-1, 16, *x.shape[2:]) + 1, "the model does not run"),
+    "unknown": (lambda x: torch.fft.fft(x).real, "go through aten::"),
+    "median": (lambda x: x - x.sort(1).values[:, 8:9], "are sorted by aten::sort"),
 }
 
 
-@pytest.mark.parametrize("name", MIXING)
-def test_what_mixes_channels_is_left_whole_or_refused_but_never_wrong(name):
-    model = lively(Through(MIXING[name]))
-    try:
-        result = prune(model, 0.3, allocation="uniform", example_inputs=images())
-    except PruneError as error:
-        assert any(why in str(error) for why in ("does not run", "is not equal", "can't be reached"))
-        result = prune(model, 0.03, protect=("conv",), example_inputs=images())
-    assert result.proof.exact
+@pytest.mark.parametrize("name", FREE)
+def test_code_that_moves_channels_about_is_followed(name):
+    model = lively(Through(FREE[name]))
+    result = prune(model, 0.4, "params", allocation="uniform", example_inputs=images())
+    assert result.proof.exact and rows(result)["conv"].status == "pruned"
+    masked_equals_pruned(model, result, images())
+
+
+def test_channels_multiplied_with_each_other_are_silenced_where_they_are_made():
+    model = lively(Through(attend))
+    result = prune(model, 0.4, "params", allocation="uniform", example_inputs=images())
+    assert result.proof.exact and rows(result)["conv"].status == "pruned"
+    inner = {name for name, group in groups_of(model).items() if group.inner}
+    assert inner == {"conv"}
+    mask = torch.zeros(16, 1, 1, dtype=torch.float64)
+    mask[list(result.spec.layers["conv"].out)] = 1
+    model.conv.register_forward_hook(lambda *args: args[-1] * mask)
+    masked_equals_pruned(model, result, images())
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_mixes_channels_is_left_whole_with_the_reason(name):
+    function, why = LEFT[name]
+    model = lively(Through(function))
+    result = prune(model, 0.25, "params", allocation="uniform", example_inputs=images())
+    assert result.proof.exact and why in rows(result)["conv"].reason
+    assert rows(result)["stem.0"].status == "pruned"
     masked_equals_pruned(model, result, images())
 
 

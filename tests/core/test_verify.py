@@ -19,7 +19,7 @@ from d2prune.core.planner import plan
 from d2prune.core.spec import spec_of
 from d2prune.core.surgery import resize
 from d2prune.core.types import Request
-from d2prune.core.verify import control_spec, verify
+from d2prune.core.verify import control_plan, verify
 from d2prune.engine.prune import find_groups
 from d2prune.errors import PruneError
 
@@ -125,7 +125,7 @@ def test_neither_model_is_touched():
 
 def test_the_control_masks_as_many_kept_units():
     case = Case(Residual())
-    control = control_spec(case.plan, case.spec, case.model)
+    control = spec_of(control_plan(case.plan), "Residual", case.model)
     for name, keep in control.layers.items():
         real = case.spec.layers[name]
         width = case.spec.widths[name][1]

@@ -1,0 +1,75 @@
+"""Finding the channels that a model's own code counts on, when a pruned model turns out wrong.
+
+The trace follows what code does, not why: ``x[:, :8]`` and ``x[:, : c // 2]`` look the same. So where
+the pruned model fails or differs, every group is tried by itself, one unit taken out, and those that
+do not stand it are left whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from d2prune.adapters import Target
+from d2prune.core.spec import spec_of
+from d2prune.core.types import Group, PrunePlan
+from d2prune.core.verify import ALLOWED, compare
+from d2prune.rebuild import prune_further
+
+logger = logging.getLogger(__name__)
+FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+"""What models raise when a width does not fit."""
+
+
+def without_misfits(model: nn.Module, groups: Sequence[Group], target: Target) -> tuple[Group, ...] | None:
+    """The groups, with those left whole that the model's code does not let go; None if there are none.
+
+    Takes some forward passes in float64: twice the logarithm of the number of groups for each one
+    found.
+    """
+    candidates = [i for i, g in enumerate(groups) if not g.fixed and not g.inexact and g.units > 1]
+    found = dict(_bisect(model, groups, candidates, target))
+    if not found:
+        return None
+    for index, why in found.items():
+        logger.warning("%s is left whole: %s", groups[index].name, why)
+    return tuple(
+        dataclasses.replace(g, fixed=found[i]) if i in found else g for i, g in enumerate(groups)
+    )
+
+
+def _bisect(
+    model: nn.Module, groups: Sequence[Group], some: Sequence[int], target: Target
+) -> Mapping[int, str]:
+    """Which of ``some`` groups fail on their own, and why."""
+    why = _try(model, groups, some, target) if some else ""
+    if not why or len(some) == 1:
+        return dict.fromkeys(some, why) if why else {}
+    half = len(some) // 2
+    parts = (_bisect(model, groups, part, target) for part in (some[:half], some[half:]))
+    return {index: reason for part in parts for index, reason in part.items()}
+
+
+def _try(model: nn.Module, groups: Sequence[Group], some: Sequence[int], target: Target) -> str:
+    """What goes wrong when one unit of each of ``some`` groups goes; empty if nothing does."""
+    kept = tuple(
+        np.delete(np.arange(g.units), g.units // 2) if i in some else np.arange(g.units)
+        for i, g in enumerate(groups)
+    )
+    plan = PrunePlan(tuple(groups), kept, ("",) * len(groups), 0.0)
+    spec = spec_of(plan, type(model).__name__, model)
+    try:
+        with torch.no_grad():
+            errors = compare(model, prune_further(copy.deepcopy(model), spec), plan, spec, target.outputs)
+    except FAILURES as error:
+        return f"without one of its channels the model does not run ({str(error)[:120]})"
+    worst = max(errors, key=lambda name: errors[name])
+    if errors[worst] <= ALLOWED:
+        return ""
+    return f"without one of its channels the model's code mixes up others (error {errors[worst]:.0e} at {worst})"
