@@ -1,1 +1,1 @@
-"""Plan, cut, prove: knows torch and torch-pruning, no Detectron2, and takes dataclasses, never a config."""
+"""Plan, cut, prove: knows torch, no Detectron2, and takes dataclasses, never a config."""

@@ -43,7 +43,11 @@ def _whys(plan: PrunePlan) -> Iterator[tuple[str, str]]:
 def _status(before: int, after: int, why: str) -> Literal["pruned", "protected", "skipped"]:
     if after < before:
         return "pruned"
-    return "protected" if why.startswith(("protected", "is the model's output")) else "skipped"
+    return (
+        "protected"
+        if why.startswith(("protected", "is the model's output", "has a single channel"))
+        else "skipped"
+    )
 
 
 def _has_tensors(module: nn.Module) -> bool:

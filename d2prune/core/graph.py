@@ -7,7 +7,7 @@ one forward pass.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,19 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from d2prune.core.labels import Book, Ids, Sheets, spread
-from d2prune.core.layers import ConvNd, axis_width, is_depthwise, is_layer, parameter_dim
-from d2prune.core.operators import follow
-from d2prune.core.types import Axis, Group, Member, Site
+from d2prune.core.axes import LayerAxis, label_layers, tensors_of, whole_layers
+from d2prune.core.labels import Book, Ids, Sheets
+from d2prune.core.operators import follow, tensors_in
+from d2prune.core.types import Group, Member, Site
 from d2prune.errors import PruneError
 
 Outputs = Mapping[str, Tensor]
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+Unit = dict[Site, list[int]]  # the positions that one unit has on each axis
 
 
 def trace_groups(model: nn.Module, forward: Callable[[nn.Module], Outputs]) -> tuple[Group, ...]:
@@ -59,45 +57,43 @@ def _device_type(model: nn.Module) -> str:
 
 
 class _Trace(TorchDispatchMode):
-    """Labels of every tensor that is alive, and where the trace is."""
+    """Labels of every tensor that is alive, and where in the model the trace is.
+
+    It is what :class:`d2prune.core.operators.Labels` asks for.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.book = Book(self._where)
-        self.path = [""]
-        self.sites: dict[Site, tuple[Ids, Any]] = {}
-        self.whole: dict[str, str] = {}
         self.touched: set[str] = set()
+        self._path = [""]
         self._sheets = WeakTensorKeyDictionary()
-        self._leaves = WeakTensorKeyDictionary()
-        self._from_weights = WeakTensorKeyDictionary()
-        self._label_all()
-
-    # ---- what operators.Labels asks for
+        self._whole = whole_layers(model)
+        self.axes = label_layers(model, self._whole, self.book, self._sheets)
+        self._owners = WeakTensorKeyDictionary()
+        for path, module in model.named_modules():
+            self._owners.update({tensor: path for tensor in tensors_of(module)})
+        for (path, _), axis in self.axes.items():
+            if isinstance(axis.layer, Tensor):
+                self._owners[axis.layer] = path
+        self._from_weights = WeakTensorKeyDictionary(dict.fromkeys(model.parameters(), True))
 
     def of(self, tensor: Tensor | None) -> Sheets:
-        """See :class:`d2prune.core.operators.Labels`."""
-        return self._sheets.get(tensor, ()) if tensor is not None else ()
+        """The tensor's sheets."""
+        found: Sheets = self._sheets.get(tensor, ()) if tensor is not None else ()
+        return found
 
     def set(self, tensor: Tensor, sheets: Sheets) -> None:
-        """See :class:`d2prune.core.operators.Labels`."""
+        """Writes them down."""
         self._sheets[tensor] = sheets
-
-    def _where(self) -> str:
-        """The module that runs, and why it can't be cut where that is so."""
-        path = self.path[-1] or type(self.model).__name__
-        why = next((self.whole[p] for p in reversed(self.path) if p in self.whole), "")
-        return f"{path} ({why})" if why else path
-
-    # ---- the run
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Follows every operator; attention as the products it consists of."""
         hooks: list[Any] = []
         for name, module in self.model.named_modules():
-            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self.path.append(name)))
+            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._path.append(name)))
             hooks.append(module.register_forward_hook(lambda *_: self._leave()))
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
@@ -110,17 +106,21 @@ class _Trace(TorchDispatchMode):
                 hook.remove()
 
     def _leave(self) -> None:
-        self.path.pop()
+        self._path.pop()
+
+    def _where(self) -> str:
+        """The module that runs, and why it can't be cut where that is so."""
+        path = self._path[-1] or type(self.model).__name__
+        why = next((self._whole[p] for p in reversed(self._path) if p in self._whole), "")
+        return f"{path} ({why})" if why else path
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        used = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        self.touched.update(self._leaves[t] for t in used if t in self._leaves)
+        used = tensors_in((args, kwargs))
+        self.touched.update(self._owners[t] for t in used if t in self._owners)
         if any(t in self._from_weights for t in used):
-            for result in tree_leaves(out):
-                if isinstance(result, Tensor):
-                    self._from_weights[result] = True
+            self._from_weights.update(dict.fromkeys(tensors_in(out), True))
         follow(self, func, args, kwargs, out)
         return out
 
@@ -132,153 +132,68 @@ class _Trace(TorchDispatchMode):
             for sheet in self.of(tensor):
                 self.book.keep_output(sheet, name)
 
-    # ---- labels of the layers
-
-    def _label_all(self) -> None:
-        for parameter in self.model.parameters():
-            self._from_weights[parameter] = True
-        owners = Counter(id(p) for m in self.model.modules() for p in m._parameters.values())
-        for name, module in self.model.named_modules():
-            own = {n: p for n, p in module._parameters.items() if p is not None}
-            self._leaves.update({t: name for t in (*own.values(), *_buffers(module))})
-            why = _whole(name, module, any(owners[id(p)] > 1 for p in own.values()))
-            if why:
-                self.whole[name] = why
-            if is_layer(module):
-                self._label_layer(name, module, why)
-            elif not why:
-                for leaf, parameter in own.items():
-                    self._label_parameter(f"{name}.{leaf}" if name else leaf, parameter)
-
-    def _label_layer(self, name: str, module: Any, why: str) -> None:
-        if isinstance(module, ConvNd):
-            out_dim, in_dim = (1, 0) if module.transposed else (0, 1)
-            if is_depthwise(module):
-                self._axis(name, "out", module, [(module.weight, 0), (module.bias, 0)], why)
-                return
-            self._axis(name, "out", module, [(module.weight, out_dim), (module.bias, 0)], why)
-            self._axis(name, "in", module, [(module.weight, in_dim)], why)
-        elif isinstance(module, nn.Linear):
-            self._axis(name, "out", module, [(module.weight, 0), (module.bias, 0)], why)
-            self._axis(name, "in", module, [(module.weight, 1)], why)
-        else:
-            width = axis_width(module, "out")
-            rows = [t for t in (*module._parameters.values(), *_buffers(module)) if t is not None]
-            self._axis(name, "out", module, [(t, -1) for t in rows if t.shape[-1:] == (width,)], why)
-
-    def _label_parameter(self, path: str, parameter: Tensor) -> None:
-        if parameter.is_floating_point() and any(size > 1 for size in parameter.shape):
-            dim = parameter_dim(parameter)
-            self._leaves[parameter] = path
-            self._axis(path, "out", parameter, [(parameter, dim)], "")
-
-    def _axis(self, path: str, axis: Axis, layer: Any, tensors: list[tuple[Any, int]], why: str) -> None:
-        """One axis' labels, on all the tensors that hold it.
-
-        The axis of a grouped convolution that its weight holds once for all groups has one label for
-        the same channel of every group.
-        """
-        tensors = [(t, dim % t.dim()) for t, dim in tensors if t is not None]
-        if not tensors or tensors[0][0].shape[tensors[0][1]] == 1:
-            return
-        tensor, dim = tensors[0]
-        ids = self.book.new(tensor.shape[dim])
-        self.sites[path, axis] = (ids, layer)
-        for tensor, dim in tensors:
-            values = np.tile(ids, -(-tensor.shape[dim] // len(ids)))  # a bias has all groups' channels
-            sheet = spread(values, dim, tensor.dim(), tensor)
-            self._sheets[tensor] = (*self.of(tensor), sheet)
-            if why:
-                self.book.keep_layer(sheet, why)
-
-
-def _buffers(module: nn.Module) -> list[Tensor]:
-    return [b for b in module._buffers.values() if b is not None and b.is_floating_point()]
-
 
 def _groups(trace: _Trace) -> tuple[Group, ...]:
     """Units that cut the same axes by the same amounts form one group."""
     roots = trace.book.roots()
-    units: dict[int, dict[Site, list[int]]] = defaultdict(lambda: defaultdict(list))
-    modules: dict[Site, Any] = {}
-    for site, (ids, layer) in trace.sites.items():
-        if site[0] in trace.touched:
-            modules[site] = layer
-            width = layer.shape[parameter_dim(layer)] if isinstance(layer, Tensor) else axis_width(layer, site[1])
-            for position in range(width):
-                units[int(roots[ids[position % len(ids)]])][site].append(position)
-    kept, inexact = (_by_root(notes, roots) for notes in (trace.book.kept, trace.book.inexact))
+    axes = {site: axis for site, axis in trace.axes.items() if site[0] in trace.touched}
+    kept = _by_root([*trace.book.outputs, *trace.book.kept], roots)
+    inexact = _by_root(trace.book.inexact, roots)
     inner = _inner(trace, roots)
-    rank = {path: i for i, path in enumerate(dict.fromkeys(path for path, _ in modules))}
-    alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for unit, sites in units.items():
-        if not any(_makes(site, modules[site]) for site in sites):
+    alike: dict[tuple[Any, ...], list[Unit]] = defaultdict(list)
+    for root, unit in _units(axes, roots).items():
+        if not any(axes[site].makes(site[1]) for site in unit):
             continue
-        why = kept.get(unit) or ("" if unit in inner or _is_read(sites, modules) else "nothing that was traced reads them")
-        cuts = tuple(sorted((site, len(positions)) for site, positions in sites.items()))
-        alike[(*cuts, why, inexact.get(unit, ""), unit in inner)].append(unit)
-    made = [_group([units[u] for u in us], modules, rank, *key[-3:]) for key, us in alike.items()]
+        read = root in inner or any(s[1] == "in" or isinstance(axes[s].layer, Tensor) for s in unit)
+        why = kept.get(root) or ("" if read else "nothing that was traced reads them")
+        cuts = tuple(sorted((site, len(positions)) for site, positions in unit.items()))
+        alike[(cuts, why, inexact.get(root, ""), root in inner)].append(unit)
+    rank = {path: i for i, path in enumerate(dict.fromkeys(path for path, _ in axes))}
+    made = [_group(units, axes, rank, *about) for (_, *about), units in alike.items()]
     return tuple(sorted(made, key=lambda group: rank[group.name]))
+
+
+def _units(axes: Mapping[Site, LayerAxis], roots: Ids) -> dict[int, Unit]:
+    units: dict[int, Unit] = defaultdict(lambda: defaultdict(list))
+    for site, axis in axes.items():
+        for position, root in enumerate(roots[axis.ids].tolist()):
+            units[root][site].append(position)
+    return units
 
 
 def _by_root(notes: Iterable[tuple[Ids, str]], roots: Ids) -> dict[int, str]:
     """The first reason noted for any label of a unit."""
     found: dict[int, str] = {}
     for ids, why in notes:
-        for root in np.unique(roots[ids]):
-            found.setdefault(int(root), why)
+        for root in np.unique(roots[ids]).tolist():
+            found.setdefault(root, why)
     return found
 
 
 def _inner(trace: _Trace, roots: Ids) -> set[int]:
     """Units summed over in a product of two activations: neither side is a layer's weight."""
     columns = np.zeros(trace.book.count, dtype=bool)
-    for (_, axis), (ids, _) in trace.sites.items():
-        columns[ids] = axis == "in"
-    pairs = trace.book.products
-    found = [one[~columns[one] & ~columns[two]] for one, two in pairs if one.shape == two.shape]
-    return {int(root) for ids in found for root in np.unique(roots[ids[ids > 0]])}
-
-
-def _makes(site: Site, layer: Any) -> bool:
-    return site[1] == "out" and isinstance(layer, (*ConvNd, nn.Linear)) and not is_depthwise(layer)
-
-
-def _is_read(sites: Iterable[Site], modules: Mapping[Site, Any]) -> bool:
-    return any(axis == "in" or isinstance(modules[path, axis], Tensor) for path, axis in sites)
+    for (_, axis), found in trace.axes.items():
+        columns[found.ids] = axis == "in"
+    inner: set[int] = set()
+    for one, two in trace.book.products:
+        ids = one[~columns[one] & ~columns[two]]
+        inner.update(np.unique(roots[ids[ids > 0]]).tolist())
+    return inner
 
 
 def _group(
-    units: list[dict[Site, list[int]]],
-    modules: Mapping[Site, Any],
+    units: list[Unit],
+    axes: Mapping[Site, LayerAxis],
     rank: Mapping[str, int],
     fixed: str,
     inexact: str,
     inner: bool,
 ) -> Group:
     def order(site: Site) -> tuple[bool, int, str]:
-        return (not _makes(site, modules[site]), rank[site[0]], site[1])
+        return (not axes[site].makes(site[1]), rank[site[0]], site[1])
 
     sites = sorted(units[0], key=order)
     members = tuple(Member(*site, np.array([unit[site] for unit in units], dtype=np.int64)) for site in sites)
-    producers = tuple(site[0] for site in sites if not order(site)[0])
+    producers = tuple(site[0] for site in sites if axes[site].makes(site[1]))
     return Group(producers[0], members, producers, fixed, inexact, inner)
-
-
-def _whole(name: str, module: nn.Module, shared: bool) -> str:
-    """Why :func:`d2prune.core.layers.cut` can't handle a module; empty where it can."""
-    if shared:
-        return f"{name} shares its weights with another layer"
-    if not is_layer(module) and (why_not := _built_in(module)):
-        return f"{name} is {why_not}, which d2prune can't cut"
-    return ""
-
-
-def _built_in(module: nn.Module) -> str:
-    """What a layer of torch is that has channels but no handler (attention, LSTM, RMSNorm, ...)."""
-    has_channels = any(p.numel() > 1 for p in module.parameters())
-    kind = type(module)
-    if parametrize.is_parametrized(module) or "weight" in module.__dict__:
-        return f"a {kind.__name__} whose weight is computed"
-    foreign = not kind.__module__.startswith("torch.nn") or isinstance(module, _CONTAINERS)
-    return "" if foreign or not has_channels else f"a {kind.__name__}"

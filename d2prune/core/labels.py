@@ -31,6 +31,7 @@ class Book:
 
     def __init__(self, where: Callable[[], str]) -> None:
         self.count = 1  # 0 is no label
+        self.outputs: list[tuple[Ids, str]] = []
         self.kept: list[tuple[Ids, str]] = []
         self.inexact: list[tuple[Ids, str]] = []
         self.products: list[tuple[Ids, Ids]] = []
@@ -53,7 +54,8 @@ class Book:
     def multiply(self, one: Tensor, two: Tensor) -> None:
         """Labels at the same place are summed over in a product: they go together."""
         self.tie(one, two)
-        self.products.append((_flat(one), _flat(two)))
+        a, b = (_flat(t) for t in torch.broadcast_tensors(one, two))
+        self.products.append((a, b))
 
     def keep(self, labels: Tensor, why: str) -> None:
         """These stay."""
@@ -65,7 +67,7 @@ class Book:
 
     def keep_output(self, labels: Tensor, name: str) -> None:
         """These are part of the model's interface; that is said before any other reason."""
-        self.kept.insert(0, (_flat(labels), f"is the model's output '{name}'"))
+        self.outputs.append((_flat(labels), f"is the model's output '{name}'"))
 
     def mix(self, labels: Tensor, why: str) -> None:
         """These are mixed by an operation without weights: removal can't equal masking."""
@@ -148,7 +150,7 @@ def merge(book: Book, parts: Sequence[Sized], shape: Sequence[int]) -> Sheets:
     """
     lifted = [_lift(part, len(shape)) for part in parts]
     merged: dict[Dims, Tensor] = {}
-    for size, sheets in lifted:
+    for _, sheets in lifted:
         for sheet in sheets:
             known = merged.setdefault(support(sheet), sheet)
             if known is not sheet:

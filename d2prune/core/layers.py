@@ -124,7 +124,7 @@ def groups_after(layer: nn.Module, kept: int) -> int | None:
 
 
 def parameter_dim(parameter: Tensor) -> int:
-    """The channel dimension of a bare parameter: the last that is not 1, as torch-pruning takes it."""
+    """The channel dimension of a bare parameter: the last that is not 1."""
     return max(i for i, size in enumerate(parameter.shape) if size > 1)
 
 

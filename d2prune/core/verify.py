@@ -22,11 +22,7 @@ ALLOWED = 1e-9  # of each output's largest magnitude, in float64
 CONTROL = 1_000  # how many times more the control must err
 
 
-class Misfit(PruneError):
-    """A pruned model that does not run, or does not compute what the masked one does."""
-
-
-class Misfit(PruneError):
+class MisfitError(PruneError):
     """A pruned model that does not run, or does not compute what the masked one does."""
 
 
@@ -45,7 +41,7 @@ def verify(model: nn.Module, pruned: nn.Module, plan: PrunePlan, spec: PruneSpec
         (any difference is expected then) or the control shows that the test could not fail.
 
     Raises:
-        Misfit: if any output differs by more than ``ALLOWED``.
+        MisfitError: if any output differs by more than ``ALLOWED``.
         PruneError: if any is not finite.
     """
     with torch.no_grad():
@@ -55,7 +51,7 @@ def verify(model: nn.Module, pruned: nn.Module, plan: PrunePlan, spec: PruneSpec
     worst = max(errors, key=lambda name: errors[name])
     inexact = _inexact(plan)
     if not errors[worst] <= ALLOWED and not inexact:
-        raise Misfit(
+        raise MisfitError(
             f"the pruned model is not equal to the masked one: error {errors[worst]:.1e} at {worst} "
             f"(allowed {ALLOWED:.0e})"
         )

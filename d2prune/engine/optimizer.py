@@ -31,6 +31,4 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
     )
-    return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
-        groups, lr=cfg.SOLVER.BASE_LR, fused=True
-    )
+    return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups, lr=cfg.SOLVER.BASE_LR, fused=True)

@@ -21,7 +21,7 @@ from d2prune.core.layers import is_layer
 from d2prune.core.planner import check, plan
 from d2prune.core.spec import PruneSpec, spec_of
 from d2prune.core.types import Coverage, Group, Proof, Request, Totals
-from d2prune.core.verify import Misfit, verify
+from d2prune.core.verify import MisfitError, verify
 from d2prune.engine.trial import FAILURES, without_misfits
 from d2prune.errors import PruneError
 from d2prune.rebuild import prune_further
@@ -121,7 +121,7 @@ def prune_model(model: Model, request: Request, target: Target, prove: bool = Tr
     costs = measure_model(model, target)
     try:
         return _prune_groups(model, groups, costs, request, target, prove)
-    except Misfit:
+    except MisfitError:
         remaining = without_misfits(model, groups, target)
         if remaining is None:
             raise
@@ -192,7 +192,7 @@ def _measure_pruned(pruned: nn.Module, target: Target) -> Totals:
     try:
         return measure_model(pruned, target).totals
     except FAILURES as error:
-        raise Misfit(
+        raise MisfitError(
             f"the pruned model does not run: {error} (its code may repeat a width as a number; "
             "keep the layers before that place whole with MODEL.PRUNING.PROTECT)"
         ) from error

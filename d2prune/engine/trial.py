@@ -39,9 +39,7 @@ def without_misfits(model: nn.Module, groups: Sequence[Group], target: Target) -
         return None
     for index, why in found.items():
         logger.warning("%s is left whole: %s", groups[index].name, why)
-    return tuple(
-        dataclasses.replace(g, fixed=found[i]) if i in found else g for i, g in enumerate(groups)
-    )
+    return tuple(dataclasses.replace(g, fixed=found[i]) if i in found else g for i, g in enumerate(groups))
 
 
 def _bisect(
@@ -72,4 +70,6 @@ def _try(model: nn.Module, groups: Sequence[Group], some: Sequence[int], target:
     worst = max(errors, key=lambda name: errors[name])
     if errors[worst] <= ALLOWED:
         return ""
-    return f"without one of its channels the model's code mixes up others (error {errors[worst]:.0e} at {worst})"
+    return (
+        f"without one of its channels the model's code mixes up others (error {errors[worst]:.0e} at {worst})"
+    )

@@ -150,10 +150,11 @@ def test_every_dense_output_is_part_of_the_interface():
     head = "proposal_generator.fcos_head."
     for name, output in {
         head + "cls_logits": "P3/logits", head + "bbox_pred": "P3/bbox_reg",
-        head + "ctrness": "P3/centerness", "top_layer": "P3/top_feats",
+        "top_layer": "P3/top_feats",
         "basis_module.tower.3": "bases",
     }.items():  # fmt: skip
         assert fixed[name] == f"is the model's output '{output}'"
+    assert fixed[head + "ctrness"] == "has a single channel"
 
 
 @pytest.mark.parametrize("before, after", [("loss on", "loss off"), ("loss off", "loss on")])

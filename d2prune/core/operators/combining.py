@@ -1,0 +1,105 @@
+"""Operators that combine elements of one tensor: reductions, pooling, normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2prune.core.labels import along, merge, spread, support
+from d2prune.core.operators.call import Bound, Labels, keep, sized, tensors_in
+
+
+def _dims(bound: Bound, x: Tensor) -> set[int]:
+    given = bound.get("dim")
+    dims = [given] if isinstance(given, int) else given or range(x.dim())
+    return {d % x.dim() for d in dims} if x.dim() else set()
+
+
+def reduce(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
+    """Sums, means, maxima: labels along what is reduced are mixed, others stay."""
+    x = bound["self"]
+    dims = _dims(bound, x)
+    left = []
+    for sheet in labels.of(x):
+        if dims & set(support(sheet)):
+            labels.book.mix(sheet, f"are mixed by {func._schema.name}")
+        elif support(sheet):
+            left.append(sheet)
+    for result in tensors_in([out]):
+        kept = [s if result.dim() == x.dim() else _without(s, dims) for s in left]
+        labels.set(result, tuple(kept))
+
+
+def _without(sheet: Tensor, dims: set[int]) -> Tensor:
+    return sheet.reshape([size for dim, size in enumerate(sheet.shape) if dim not in dims])
+
+
+def mix(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
+    """Softmax and its like: the shape stays, every element depends on all along one dimension."""
+    x = bound["self"]
+    for sheet in labels.of(x):
+        if _dims(bound, x) & set(support(sheet)):
+            labels.book.mix(sheet, f"are mixed by {func._schema.name}")
+    for result in tensors_in([out]):
+        labels.set(result, labels.of(x) if result.shape == x.shape else ())
+
+
+def choose(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
+    """Top-k and sorting along a dimension without labels moves what carries labels in others."""
+    x, dim = bound["self"], bound.get("dim", -1) % bound["self"].dim()
+    free = tuple(s for s in labels.of(x) if dim not in support(s))
+    keep(labels, tuple(s for s in labels.of(x) if dim in support(s)), f"are sorted by {func._schema.name}")
+    for result in tensors_in([out]):
+        labels.set(result, free)
+
+
+def by_channel(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
+    """Pooling, resampling and the like work on each channel alone; dimension 1 has the channels."""
+    x = next(t for t in tensors_in(bound) if labels.of(t))
+    values = along(labels.of(x), 1)
+    others = tuple(s for s in labels.of(x) if support(s) != (1,))
+    keep(labels, others, f"lie along a dimension that {func._schema.name} resamples")
+    for result in tensors_in([out]):
+        if values is not None and result.dim() == x.dim() and result.shape[1] == x.shape[1]:
+            labels.set(result, (spread(values, 1, result.dim(), values),))
+
+
+def batch_norm(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
+    """Statistics, weights and biases hold a value a channel."""
+    x = bound["input"]
+    shape = channels_only(x)
+    rows = [bound.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
+    parts = [(shape, tuple(s.reshape(shape) for s in labels.of(t))) for t in rows if t is not None]
+    labels.set(tensors_in([out])[0], merge(labels.book, [sized(labels, x), *parts], x.shape))
+
+
+def channels_only(x: Tensor) -> torch.Size:
+    """The shape that broadcasts channel values (C,) to ``x`` (N, C, ...)."""
+    return torch.Size([x.shape[1] if d == 1 else 1 for d in range(x.dim())])
+
+
+def group_norm(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
+    """Channels of one normalisation group share a mean: they go together."""
+    x, groups = bound["input"], bound["group"]
+    shape = channels_only(x)
+    rows = [bound.get(name) for name in ("weight", "bias")]
+    parts = [(shape, tuple(s.reshape(shape) for s in labels.of(t))) for t in rows if t is not None]
+    sheets = merge(labels.book, [sized(labels, x), *parts], x.shape)
+    values = along(sheets, 1)
+    if values is not None:
+        labels.book.tie(values.reshape(groups, -1), values.reshape(groups, -1)[:, :1])
+    labels.set(tensors_in([out])[0], sheets)
+
+
+def layer_norm(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
+    """Channels that are normalised together are mixed."""
+    x = bound["input"]
+    parts = [sized(labels, t) for n in ("weight", "bias") if (t := bound.get(n)) is not None]
+    sheets = merge(labels.book, [sized(labels, x), *parts], x.shape)
+    first = x.dim() - len(bound["normalized_shape"])
+    for sheet in sheets:
+        if any(dim >= first for dim in support(sheet)):
+            labels.book.mix(sheet, "are normalised together (LayerNorm)")
+    labels.set(tensors_in([out])[0], sheets)

@@ -1,0 +1,122 @@
+"""Operators that move elements about: labels are moved by the same operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2prune.core.labels import Sheets, merge, settle, spread, support
+from d2prune.core.operators.call import Bound, Labels, keep, sized, tensors_in
+
+
+def _moved(labels: Labels, x: Tensor, results: Sequence[Tensor], move: Callable[[Tensor], Any]) -> None:
+    """Moves every sheet of ``x``, at its full size, as ``x`` was moved into ``results``."""
+    sheets: list[list[Tensor]] = [[] for _ in results]
+    for sheet in labels.of(x):
+        parts = move(sheet.expand(x.shape))
+        for kept, part in zip(sheets, [parts] if isinstance(parts, Tensor) else parts, strict=True):
+            if part.numel() and part.any() and (settled := settle(labels.book, part)) is not None:
+                kept.append(settled)
+    for result, kept in zip(results, sheets, strict=True):
+        labels.set(result, tuple(kept))
+
+
+def move(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
+    """The operator itself moves the labels."""
+    rest = {k: v for k, v in bound.items() if k != "self"}
+    _moved(labels, bound["self"], tensors_in([out]), lambda sheet: func(sheet, **rest))
+
+
+def view(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """Expanded labels have no strides that a view could keep."""
+    _moved(labels, bound["self"], [out], lambda sheet: sheet.reshape(out.shape))
+
+
+def pad(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """What is added has no label."""
+    _moved(labels, bound["self"], [out], lambda sheet: func(sheet, bound["pad"], 0))
+
+
+def part(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
+    """Slices: equal parts of a labelled dimension lose the same positions, unequal ones nothing."""
+    x, dim = bound["self"], bound.get("dim", 0) % bound["self"].dim()
+    size = x.shape[dim]
+    parts = {t.shape[dim] if t.dim() == x.dim() else 1 for t in tensors_in([out])}
+    for sheet in labels.of(x):
+        if sheet.shape[dim] == 1 or parts == {size}:
+            continue
+        length = max(parts)
+        aligned = size % length == 0 and parts == {length} and (bound.get("start") or 0) % length == 0
+        if not aligned or length == 1 or bound.get("step", 1) != 1:
+            labels.book.keep(sheet, "are taken apart by position")
+            continue
+        rows = sheet.movedim(dim, 0).reshape(size // length, length, -1)
+        labels.book.tie(rows, rows[:1])
+    move(labels, func, bound, out)
+
+
+def pixel_shuffle(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """R * r channels become one: the labels of these are tied."""
+    _blocks(labels, bound["self"], out, int(bound["upscale_factor"]) ** 2, 1)
+
+
+def pixel_unshuffle(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """Every channel becomes r * r."""
+    _blocks(labels, bound["self"], out, 1, int(bound["downscale_factor"]) ** 2)
+
+
+def im2col(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """Every channel becomes kernel height * kernel width."""
+    height, width = bound["kernel_size"]
+    _blocks(labels, bound["self"], out, 1, height * width)
+
+
+def _blocks(labels: Labels, x: Tensor, out: Tensor, joined: int, repeated: int) -> None:
+    """Every ``joined`` channels become one, and every one of those ``repeated``."""
+    dim = x.dim() - 3
+    for sheet in labels.of(x):
+        if support(sheet) != (dim,):
+            labels.book.keep(sheet, "lie along a dimension of the picture")
+            continue
+        rows = sheet.reshape(-1, joined)
+        labels.book.tie(rows, rows[:, :1])
+        values = rows[:, 0].repeat_interleave(repeated)
+        labels.set(out, (spread(values, dim, out.dim(), sheet),))
+
+
+def cat(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """Concatenation and stacking: labels along ``dim`` follow each other, those along others are tied."""
+    tensors = [t for t in bound["tensors"] if t.shape != (0,)]  # torch lets an empty one join
+    dim = bound.get("dim", 0) % out.dim()
+    if func._schema.name == "aten::stack":
+        parts = [(t.unsqueeze(dim).shape, tuple(s.unsqueeze(dim) for s in labels.of(t))) for t in tensors]
+    else:
+        parts = [sized(labels, t) for t in tensors]
+    across = [tuple(s for s in sheets if dim not in support(s)) for _, sheets in parts]
+    beside = [(_one(size, dim), sheets) for (size, _), sheets in zip(parts, across, strict=True)]
+    joined = list(merge(labels.book, beside, _one(out.shape, dim)))
+    pieces = [_piece(labels, size, sheets, dim) for size, sheets in parts]
+    shape = torch.broadcast_shapes(*(_one(p.shape, dim) for p in pieces))
+    whole = torch.cat([p.expand([*shape[:dim], p.shape[dim], *shape[dim + 1 :]]) for p in pieces], dim)
+    if whole.any() and (settled := settle(labels.book, whole)) is not None:
+        joined.append(settled)
+    labels.set(out, tuple(joined))
+
+
+def _one(size: Sequence[int], dim: int) -> torch.Size:
+    return torch.Size([*size[:dim], 1, *size[dim + 1 :]])
+
+
+def _piece(labels: Labels, size: Sequence[int], sheets: Sheets, dim: int) -> Tensor:
+    """The sheet that varies along ``dim``, whole in that dimension; zeros without one."""
+    found = [s for s in sheets if dim in support(s)]
+    keep(labels, tuple(found[1:]), "are two sorts of channels in one dimension")
+    if found:
+        return found[0]
+    shape = [1] * len(size)
+    shape[dim] = size[dim]
+    device = next((s.device for s in sheets), None)
+    return torch.zeros(shape, dtype=torch.long, device=device)

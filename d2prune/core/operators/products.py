@@ -1,0 +1,108 @@
+"""Products: of activations with a layer's weights, or with each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2prune.core.labels import Book, Sheets, Sized, along, merge, spread, support
+from d2prune.core.operators.call import Bound, Labels, keep, sized
+from d2prune.core.operators.combining import channels_only
+
+
+def product(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """(…, M, K) times (…, K, N): labels along K are tied; those along M, N and before stay."""
+    one, two = bound.get("mat1", bound.get("batch1", bound["self"])), _second(bound)
+    result = _contract(labels, one, two)
+    added = bound["self"] if one is not bound["self"] else None
+    if added is not None:
+        result = merge(labels.book, [(out.shape, result), sized(labels, added)], out.shape)
+    labels.set(out, result)
+
+
+def _second(bound: Bound) -> Tensor:
+    found: Tensor = bound["mat2"] if "mat2" in bound else bound["batch2"]
+    return found
+
+
+def _contract(labels: Labels, one: Tensor, two: Tensor) -> Sheets:
+    rows = [s.transpose(-1, -2) for s in labels.of(one) if s.shape[-1] > 1]  # K before M
+    columns = [s for s in labels.of(two) if s.shape[-2] > 1]
+    for sheet in (*rows, *columns):
+        if sheet.shape[-1] > 1:
+            labels.book.keep(sheet, "are multiplied along two dimensions at once")
+    if rows and columns:
+        labels.book.multiply(rows[0], columns[0])
+    elif rows or columns:
+        labels.book.keep((rows or columns)[0], "are multiplied with values that do not shrink with them")
+    keep(labels, tuple([*rows[1:], *columns[1:]]), "are two sorts of channels in one dimension")
+    left = tuple(s for s in labels.of(one) if s.shape[-1] == 1)
+    right = tuple(s for s in labels.of(two) if s.shape[-2] == 1)
+    parts = [
+        (torch.Size([*one.shape[:-1], 1]), left),
+        (torch.Size([*two.shape[:-2], 1, two.shape[-1]]), right),
+    ]
+    return merge(labels.book, parts, torch.broadcast_shapes(*(size for size, _ in parts)))
+
+
+def convolution(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """The input's channels are tied to the weight's columns; the result has the labels of its rows."""
+    x, weight, groups = bound["input"], bound["weight"], bound["groups"]
+    book = labels.book
+    given = along(labels.of(x), 1)
+    others = tuple(s for s in labels.of(x) if support(s) != (1,))
+    keep(labels, others, "lie along a dimension that a convolution slides over")
+    first, second = along(labels.of(weight), 0), along(labels.of(weight), 1)
+    out_labels, in_labels = (second, first) if bound["transposed"] else (first, second)
+    if groups > 1 and groups == x.shape[1] == out.shape[1]:
+        made = _tied_or_kept(book, given, first)
+    else:
+        made = _grouped(book, given, in_labels, out_labels, groups, bound["transposed"])
+    parts: list[Sized] = [(channels_only(out), () if made is None else (spread(made, 1, out.dim(), made),))]
+    if (bias := bound.get("bias")) is not None:
+        shape = channels_only(out)
+        parts.append((shape, tuple(s.reshape(shape) for s in labels.of(bias))))
+    labels.set(out, merge(book, parts, out.shape))
+
+
+def _tied_or_kept(book: Book, one: Tensor | None, two: Tensor | None) -> Tensor | None:
+    if one is not None and two is not None:
+        book.tie(one, two)
+        return two
+    for labels in (one, two):
+        if labels is not None:
+            book.keep(labels, "are multiplied with values that do not shrink with them")
+    return None
+
+
+def _grouped(
+    book: Book,
+    given: Tensor | None,
+    in_labels: Tensor | None,
+    out_labels: Tensor | None,
+    groups: int,
+    transposed: bool,
+) -> Tensor | None:
+    """Every group loses the same positions, so that groups stay equal; one group is an ordinary one."""
+    if given is not None and groups > 1:
+        rows = given.reshape(groups, -1)
+        book.tie(rows, rows[:1])
+    if in_labels is not None and not transposed:
+        in_labels = in_labels.repeat(groups)
+    _tied_or_kept(book, given, in_labels)
+    if out_labels is not None and groups > 1:
+        out_labels = out_labels.repeat(groups) if transposed else out_labels
+        rows = out_labels.reshape(groups, -1)
+        book.tie(rows, rows[:1])
+    return out_labels
+
+
+def embedding(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """Rows of the table are picked by number, so they stay; its columns are channels."""
+    table = bound["weight"]
+    values = along(labels.of(table), 1)
+    keep(labels, tuple(s for s in labels.of(table) if support(s) != (1,)), "are picked by number")
+    if values is not None:
+        labels.set(out, (spread(values, out.dim() - 1, out.dim(), values),))
