@@ -1,0 +1,91 @@
+"""Heads that work on regions: box, mask and keypoint heads, cascades, and C4's shared res5."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
+from torch import Tensor, nn
+
+from d2prune.adapters import point_rend
+from d2prune.adapters.rois import TRACED, fixed_boxes, pool
+from d2prune.errors import PruneError
+
+Features = Mapping[str, Tensor]
+
+
+def roi_outputs(heads: nn.Module, features: Features, images: Tensor, proposals: int) -> dict[str, Tensor]:
+    """Every output of the ROI heads on fixed boxes.
+
+    Args:
+        heads: a ``StandardROIHeads`` (cascades are), or a ``Res5ROIHeads``.
+        features: the backbone's, by name.
+        images: (N, 3, H, W), padded.
+        proposals: boxes an image for the box head, when costs are counted; the mask and keypoint heads
+            then get as many as detections are kept. 0: a few for both.
+    """
+    detections = detections_per_image(heads, proposals) if proposals else TRACED
+    first, last = fixed_boxes(images, proposals or TRACED), fixed_boxes(images, detections)
+    if isinstance(heads, Res5ROIHeads):
+        return _res5_outputs(heads, features, first, last)
+    if not isinstance(heads, StandardROIHeads):
+        raise PruneError(
+            f"no adapter knows the ROI heads {type(heads).__name__}; expected a StandardROIHeads or a "
+            "Res5ROIHeads: pass example_inputs= and forward_fn=, or register an adapter for the model"
+        )
+    outputs = _box_outputs(heads, features, first)
+    if heads.mask_on:
+        outputs |= _mask_outputs(heads, features, last, counting=proposals > 0)
+    if heads.keypoint_on:
+        pooled = pool(heads.keypoint_pooler, _levels(features, heads.keypoint_in_features), last)
+        outputs["keypoints"] = heads.keypoint_head.layers(pooled)
+    return outputs
+
+
+def stages(part: Any) -> list[Any]:
+    """A cascade's heads in order; otherwise the only one."""
+    return list(part) if type(part) is nn.ModuleList else [part]
+
+
+def detections_per_image(heads: nn.Module, proposals: int) -> int:
+    """TEST.DETECTIONS_PER_IMAGE of a built model; all proposals where it is unlimited."""
+    kept = stages(heads.box_predictor)[-1].test_topk_per_image
+    return kept if kept >= 0 else proposals
+
+
+def _levels(features: Features, names: Iterable[str]) -> list[Tensor]:
+    return [features[name] for name in names]
+
+
+def _box_outputs(heads: nn.Module, features: Features, boxes: Tensor) -> dict[str, Tensor]:
+    # Stages of a cascade differ in their boxes; here all get the same.
+    pooled = pool(heads.box_pooler, _levels(features, heads.box_in_features), boxes)
+    pairs = list(zip(stages(heads.box_head), stages(heads.box_predictor), strict=True))
+    outputs: dict[str, Tensor] = {}
+    for number, (head, predictor) in enumerate(pairs, 1):
+        name = f"box{number}" if len(pairs) > 1 else "box"
+        outputs |= _named(name, predictor(head(pooled)))
+    return outputs
+
+
+def _named(name: str, predictions: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    scores, deltas = predictions
+    return {f"{name}/scores": scores, f"{name}/deltas": deltas}
+
+
+def _mask_outputs(heads: nn.Module, features: Features, boxes: Tensor, counting: bool) -> dict[str, Tensor]:
+    if heads.mask_pooler is None:  # the head pools for itself
+        return point_rend.mask_outputs(heads.mask_head, features, boxes, counting)
+    pooled = pool(heads.mask_pooler, _levels(features, heads.mask_in_features), boxes)
+    return {"mask": heads.mask_head.layers(pooled)}
+
+
+def _res5_outputs(heads: nn.Module, features: Features, first: Tensor, last: Tensor) -> dict[str, Tensor]:
+    levels = _levels(features, heads.in_features)
+    regions = heads.res5(pool(heads.pooler, levels, first))
+    outputs = _named("box", heads.box_predictor(regions.mean(dim=[2, 3])))
+    if heads.mask_on:
+        # At inference the mask head's boxes go through res5 anew.
+        outputs["mask"] = heads.mask_head.layers(heads.res5(pool(heads.pooler, levels, last)))
+    return outputs
