@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 
 def padded(model: nn.Module, images: Tensor) -> Tensor:
-    """Normalizes (N, 3, H, W) raw pixels and pads them, at the right and below, to what the backbone takes."""
+    """Normalizes (N, 3, H, W) raw pixels, and pads to the multiple that the backbone's levels need.
+
+    Squares, to which some backbones pad besides, are left out: they only make a proof slow.
+    """
     normalized = (images - model.pixel_mean) / model.pixel_std
-    height, width = images.shape[-2:]
-    square = model.backbone.padding_constraints.get("square_size", 0)
-    step = max(model.backbone.size_divisibility, 1)
-    target = [max(square, -(-size // step) * step) for size in (height, width)]
-    return F.pad(normalized, (0, target[1] - width, 0, target[0] - height))
+    step = int(model.backbone.size_divisibility) or 1
+    below, right = (-size % step for size in images.shape[-2:])
+    return F.pad(normalized, (0, right, 0, below))
 
 
 def features_of(model: nn.Module, images: Tensor) -> Mapping[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from detectron2.modeling.meta_arch import GeneralizedRCNN, PanopticFPN, ProposalNetwork
+from detectron2.modeling.meta_arch import GeneralizedRCNN, ProposalNetwork
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from torch import Tensor, nn
@@ -22,7 +22,10 @@ PRECOMPUTED = 1000
 
 @register_adapter(GeneralizedRCNN, ProposalNetwork)
 class RCNNAdapter(Adapter):
-    """Stops before proposals are chosen; heads that work on regions run on fixed boxes."""
+    """Stops before proposals are chosen; heads that work on regions run on fixed boxes.
+
+    A PanopticFPN is a GeneralizedRCNN with a semantic head.
+    """
 
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
         """See :meth:`Adapter.dense`."""
@@ -42,11 +45,6 @@ class RCNNAdapter(Adapter):
         for head in model.modules():
             if isinstance(head, FastRCNNConvFCHead):
                 _refresh_box_head(head)
-
-
-@register_adapter(PanopticFPN)
-class PanopticFPNAdapter(RCNNAdapter):
-    """An R-CNN with a semantic head, which :class:`RCNNAdapter` sees by itself."""
 
 
 def _proposal_outputs(

@@ -45,7 +45,7 @@ def roi_outputs(heads: nn.Module, features: Features, images: Tensor, proposals:
 
 def stages(part: Any) -> list[Any]:
     """A cascade's heads in order; otherwise the only one."""
-    return list(part) if type(part) is nn.ModuleList else [part]
+    return list(part) if isinstance(part, nn.ModuleList) else [part]
 
 
 def detections_per_image(heads: nn.Module, proposals: int) -> int:

@@ -38,7 +38,8 @@ def _refresh_stages(backbone: nn.Module, stages: dict[str, nn.Module]) -> None:
 def _refresh_fpn(fpn: nn.Module) -> None:
     width = 0
     for name in fpn._out_features:
-        layer = getattr(fpn, f"fpn_output{name.removeprefix('p')}", None) or getattr(fpn.top_block, name, None)
+        own = getattr(fpn, f"fpn_output{name.removeprefix('p')}", None)
+        layer = own or getattr(fpn.top_block, name, None)
         if layer is not None:  # else pooled from the level before
             width = layer.out_channels
         fpn._out_feature_channels[name] = width
