@@ -79,6 +79,14 @@ def find_adapter(model: nn.Module) -> Adapter | None:
     return next((_ADAPTERS[key] for key in keys if key in _ADAPTERS), None)
 
 
+def unknown(part: nn.Module | None, role: str, expected: str) -> PruneError:
+    """The refusal of a model whose ``part`` is none that its adapter can run."""
+    return PruneError(
+        f"no adapter knows the {role} {type(part).__name__}; expected {expected}: pass example_inputs= and "
+        "forward_fn=, or register an adapter for the model"
+    )
+
+
 class Target:
     """A model's dense forward with its input fixed: what is traced, counted and compared."""
 

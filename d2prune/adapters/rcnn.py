@@ -9,12 +9,11 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from torch import Tensor, nn
 
-from d2prune.adapters.base import Adapter, register_adapter
+from d2prune.adapters.base import Adapter, register_adapter, unknown
 from d2prune.adapters.images import padded
 from d2prune.adapters.roi_heads import roi_outputs
 from d2prune.adapters.segmentation import semantic_outputs
 from d2prune.adapters.shapes import refresh_shapes
-from d2prune.errors import PruneError
 
 PRECOMPUTED = 1000
 """Boxes an image where no proposal network runs: Detectron2's PRECOMPUTED_PROPOSAL_TOPK_TEST."""
@@ -54,10 +53,7 @@ def _proposal_outputs(
     if generator is None:
         return {}, PRECOMPUTED
     if not isinstance(generator, RPN):
-        raise PruneError(
-            f"no adapter knows the proposal generator {type(generator).__name__}; expected an RPN: pass "
-            "example_inputs= and forward_fn=, or register an adapter for the model"
-        )
+        raise unknown(generator, "proposal generator", "an RPN")
     levels = generator.in_features
     lists = generator.rpn_head([features[f] for f in levels])
     outputs = {

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
 from torch import Tensor, nn
 
 from d2prune.adapters import point_rend
+from d2prune.adapters.base import unknown
 from d2prune.adapters.rois import TRACED, fixed_boxes, pool
-from d2prune.errors import PruneError
 
 Features = Mapping[str, Tensor]
 
@@ -30,16 +30,12 @@ def roi_outputs(heads: nn.Module, features: Features, images: Tensor, proposals:
     if isinstance(heads, Res5ROIHeads):
         return _res5_outputs(heads, features, first, last)
     if not isinstance(heads, StandardROIHeads):
-        raise PruneError(
-            f"no adapter knows the ROI heads {type(heads).__name__}; expected a StandardROIHeads or a "
-            "Res5ROIHeads: pass example_inputs= and forward_fn=, or register an adapter for the model"
-        )
+        raise unknown(heads, "ROI heads", "a StandardROIHeads or a Res5ROIHeads")
     outputs = _box_outputs(heads, features, first)
     if heads.mask_on:
         outputs |= _mask_outputs(heads, features, last, counting=proposals > 0)
     if heads.keypoint_on:
-        pooled = pool(heads.keypoint_pooler, _levels(features, heads.keypoint_in_features), last)
-        outputs["keypoints"] = heads.keypoint_head.layers(pooled)
+        outputs["keypoints"] = _pooled_layers(heads, "keypoint", features, last)
     return outputs
 
 
@@ -75,10 +71,21 @@ def _named(name: str, predictions: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
 
 
 def _mask_outputs(heads: nn.Module, features: Features, boxes: Tensor, counting: bool) -> dict[str, Tensor]:
-    if heads.mask_pooler is None:  # the head pools for itself
+    if hasattr(heads.mask_head, "roi_pooler_in_features"):  # PointRend's, which pool for themselves
         return point_rend.mask_outputs(heads.mask_head, features, boxes, counting)
-    pooled = pool(heads.mask_pooler, _levels(features, heads.mask_in_features), boxes)
-    return {"mask": heads.mask_head.layers(pooled)}
+    return {"mask": _pooled_layers(heads, "mask", features, boxes)}
+
+
+def _pooled_layers(heads: nn.Module, kind: str, features: Features, boxes: Tensor) -> Tensor:
+    pooler, names = getattr(heads, f"{kind}_pooler"), getattr(heads, f"{kind}_in_features")
+    run = _layers(getattr(heads, f"{kind}_head"))
+    return run(pool(pooler, _levels(features, names), boxes))
+
+
+def _layers(head: nn.Module) -> Callable[[Tensor], Tensor]:
+    if not hasattr(head, "layers"):
+        raise unknown(head, "head", "one with a method layers(), as Detectron2's base heads have")
+    return head.layers
 
 
 def _res5_outputs(heads: nn.Module, features: Features, first: Tensor, last: Tensor) -> dict[str, Tensor]:
@@ -87,5 +94,5 @@ def _res5_outputs(heads: nn.Module, features: Features, first: Tensor, last: Ten
     outputs = _named("box", heads.box_predictor(regions.mean(dim=[2, 3])))
     if heads.mask_on:
         # At inference the mask head's boxes go through res5 anew.
-        outputs["mask"] = heads.mask_head.layers(heads.res5(pool(heads.pooler, levels, last)))
+        outputs["mask"] = _layers(heads.mask_head)(heads.res5(pool(heads.pooler, levels, last)))
     return outputs

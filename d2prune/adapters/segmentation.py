@@ -10,7 +10,7 @@ from detectron2.modeling.meta_arch import SemanticSegmentor
 from torch import Tensor, nn
 
 from d2prune.adapters import point_rend
-from d2prune.adapters.base import Adapter, register_adapter
+from d2prune.adapters.base import Adapter, register_adapter, unknown
 from d2prune.adapters.images import features_of
 from d2prune.adapters.shapes import refresh_shapes
 
@@ -48,7 +48,9 @@ def semantic_outputs(head: nn.Module, features: Mapping[str, Tensor], counting: 
         return point_rend.semantic_outputs(head, features, counting)
     if hasattr(head, "layers"):
         return {"sem_seg": head.layers(features)}
-    return {"sem_seg": head.predictor(head.aspp(features[head.in_features[0]]))}  # DeepLabV3Head
+    if hasattr(head, "aspp"):  # DeepLabV3Head
+        return {"sem_seg": head.predictor(head.aspp(features[head.in_features[0]]))}
+    raise unknown(head, "semantic head", "one with a method layers(), as Detectron2's have")
 
 
 @contextmanager

@@ -139,9 +139,10 @@ def test_heads_that_nobody_knows_are_refused_by_name():
     class Odd(torch.nn.Module):
         pass
 
-    for part in ("roi_heads", "proposal_generator"):
+    for part in ("roi_heads", "proposal_generator", "roi_heads.mask_head"):
         model = build(small_zoo_cfg(MASK, R18))
-        setattr(model, part, Odd())
+        owner, _, name = part.rpartition(".")
+        setattr(model.get_submodule(owner), name, Odd())
         with pytest.raises(PruneError, match="no adapter knows the .* Odd; expected"):
             d2prune.prune(model, 0.4, input_size=SIZE)
 
