@@ -11,7 +11,8 @@ import types
 import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, LazyCall
-from detectron2.modeling import build_model
+from detectron2.layers import CNNBlockBase
+from detectron2.modeling import Backbone, build_model
 from detectron2.modeling.backbone import RegNet
 from detectron2.modeling.backbone.regnet import ResBottleneckBlock, SimpleStem
 from detectron2.structures import Keypoints
@@ -118,6 +119,7 @@ def stands(make, path, items=None, amount=0.45, left=()):
     assert [row for row in wide if not row.name.endswith(tuple(left) or "-")] == []
     counted = Target(result.model, count_size=SIZE)
     assert measure(copy.deepcopy(result.model).to("meta").eval(), counted.inference).totals == result.after
+    tells_its_widths(result.model)
     d2prune.save(result, path / "pruned.pth")
     loaded = d2prune.load(path / "pruned.pth", make())
     want, got = dense(result.model), dense(loaded)
@@ -125,6 +127,16 @@ def stands(make, path, items=None, amount=0.45, left=()):
     runs(loaded)
     trains(loaded, items or batch())
     return result
+
+
+def tells_its_widths(model):
+    for backbone in (module for module in model.modules() if isinstance(module, Backbone)):
+        features = backbone.eval()(torch.zeros(1, 3, 64, 64))
+        told = {name: shape.channels for name, shape in backbone.output_shape().items()}
+        assert told == {name: features[name].shape[1] for name in told}
+    for block in (module for module in model.modules() if isinstance(module, CNNBlockBase)):
+        widths = [m.out_channels for m in block.modules() if isinstance(m, torch.nn.Conv2d)]
+        assert block.out_channels in widths
 
 
 def trains(model, items):
