@@ -19,7 +19,7 @@ MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 GN = {
     "MODEL.RESNETS.NORM": "GN",
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 32,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 32,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
     "MODEL.FPN.OUT_CHANNELS": 64,
     "MODEL.FPN.NORM": "GN",
     "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
@@ -37,15 +37,11 @@ CONVS_ONLY = {
 }
 RESNEXT = {"MODEL.RESNETS.NUM_GROUPS": 4, "MODEL.RESNETS.STRIDE_IN_1X1": False}
 FAMILIES = {
-    "mask": (MASK, {}),
     "mask r18": (MASK, R18),
     "resnext": (MASK, RESNEXT),
-    "bn": (MASK, {**R18, "MODEL.RESNETS.NORM": "BN", "MODEL.FPN.NORM": "BN"}),
     "syncbn": (MASK, {**R18, "MODEL.RESNETS.NORM": "SyncBN", "MODEL.FPN.NORM": "naiveSyncBN"}),
-    "gn": (MASK, GN),
-    "convs only": (MASK, {**R18, **CONVS_ONLY}),
-    "class agnostic": ("Misc/mask_rcnn_R_50_FPN_1x_cls_agnostic.yaml", R18),
-    "faster": ("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", R18),
+    "gn": (MASK, {**R18, **GN}),
+    "convs only": ("Misc/mask_rcnn_R_50_FPN_1x_cls_agnostic.yaml", {**R18, **CONVS_ONLY}),
     "c4": ("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml", {}),
     "dc5": ("COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_1x.yaml", {}),
     "keypoints": ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml", R18),
