@@ -1,6 +1,6 @@
 """One class per meta-architecture, owning all its special cases."""
 
-from d2prune.adapters import fcos as fcos
+from d2prune.adapters import fcos, rcnn, retinanet, segmentation  # noqa: F401  (they register)
 from d2prune.adapters.base import Adapter, Target, find_adapter, register_adapter
 
 __all__ = ["Adapter", "Target", "find_adapter", "register_adapter"]

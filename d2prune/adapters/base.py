@@ -55,13 +55,14 @@ class Adapter:
         """Brings integers that repeat a width (``ShapeSpec``s, say) up to date."""
 
 
-_ADAPTERS: dict[type, Adapter] = {}
+_ADAPTERS: dict[type | str, Adapter] = {}
 
 
-def register_adapter(*classes: type) -> Callable[[Class], Class]:
+def register_adapter(*classes: type | str) -> Callable[[Class], Class]:
     """Class decorator: the adapter serves these model classes and their subclasses.
 
-    The latest registration of a class wins, so that a user can replace an adapter.
+    A class may be given as its dotted path, where importing it has a cost or may fail. The latest
+    registration of a class wins, so that a user can replace an adapter.
     """
 
     def add(adapter: Class) -> Class:
@@ -74,7 +75,16 @@ def register_adapter(*classes: type) -> Callable[[Class], Class]:
 
 def find_adapter(model: nn.Module) -> Adapter | None:
     """The adapter of the nearest class in the model's method resolution order."""
-    return next((_ADAPTERS[cls] for cls in type(model).__mro__ if cls in _ADAPTERS), None)
+    keys = (key for cls in type(model).__mro__ for key in (cls, f"{cls.__module__}.{cls.__qualname__}"))
+    return next((_ADAPTERS[key] for key in keys if key in _ADAPTERS), None)
+
+
+def unknown(part: nn.Module | None, role: str, expected: str) -> PruneError:
+    """The refusal of a model whose ``part`` is none that its adapter can run."""
+    return PruneError(
+        f"no adapter knows the {role} {type(part).__name__}; expected {expected}: pass example_inputs= and "
+        "forward_fn=, or register an adapter for the model"
+    )
 
 
 class Target:

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+from detectron2.layers import CNNBlockBase
 from detectron2.modeling.backbone import FPN, ResNet
+from detectron2.modeling.backbone.regnet import AnyNet
 from torch import nn
 
 
-def refresh_shapes(backbone: nn.Module) -> None:
-    """Brings ``output_shape()`` of an FPN, or of a ResNet, up to date; others are left as they are."""
-    if isinstance(backbone, FPN):
-        for name in backbone._out_feature_channels:
-            level = name.removeprefix("p")
-            layer = getattr(backbone, f"fpn_output{level}", None) or getattr(backbone.top_block, name, None)
-            if layer is not None:
-                backbone._out_feature_channels[name] = layer.out_channels
-        refresh_shapes(backbone.bottom_up)
-    elif isinstance(backbone, ResNet):
-        backbone.stem.out_channels = backbone.stem.conv1.out_channels
-        backbone._out_feature_channels["stem"] = backbone.stem.out_channels
-        for name, stage in zip(backbone.stage_names, backbone.stages, strict=True):
-            for block in stage:
-                convs = [block.conv1, block.conv2, getattr(block, "conv3", block.conv2)]
-                block.in_channels, block.out_channels = convs[0].in_channels, convs[-1].out_channels
-            backbone._out_feature_channels[name] = stage[-1].out_channels
+def refresh_shapes(model: nn.Module) -> None:
+    """Brings ``output_shape()`` of every FPN, ResNet and RegNet in ``model`` up to date, and their blocks."""
+    for module in model.modules():
+        if isinstance(module, CNNBlockBase):
+            _refresh_block(module)
+    for module in model.modules():
+        if isinstance(module, FPN):
+            _refresh_fpn(module)
+        elif isinstance(module, ResNet):
+            _refresh_stages(module, dict(zip(module.stage_names, module.stages, strict=True)))
+        elif isinstance(module, AnyNet):
+            _refresh_stages(module, {name: stage for stage, name in module.stages_and_names})
+
+
+def _refresh_block(block: nn.Module) -> None:
+    # Blocks register a shortcut first and what makes their output last.
+    convs = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
+    if convs:
+        block.in_channels, block.out_channels = convs[0].in_channels, convs[-1].out_channels
+
+
+def _refresh_stages(backbone: nn.Module, stages: dict[str, nn.Module]) -> None:
+    backbone._out_feature_channels["stem"] = backbone.stem.out_channels
+    for name, stage in stages.items():
+        backbone._out_feature_channels[name] = list(stage.children())[-1].out_channels
+
+
+def _refresh_fpn(fpn: nn.Module) -> None:
+    width = 0
+    for name in fpn._out_features:
+        own = getattr(fpn, f"fpn_output{name.removeprefix('p')}", None)
+        layer = own or getattr(fpn.top_block, name, None)
+        if layer is not None:  # else pooled from the level before
+            width = layer.out_channels
+        fpn._out_feature_channels[name] = width

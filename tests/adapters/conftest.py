@@ -15,3 +15,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "modeling"))
 def one_thread():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+pytest.register_assert_rewrite("families")

@@ -8,6 +8,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from d2prune.adapters import Adapter, Target, base, find_adapter, register_adapter
+from d2prune.adapters.fcos import FCOSAdapter
 from d2prune.engine.prune import prune
 from d2prune.errors import PruneError
 
@@ -75,6 +76,15 @@ def test_the_nearest_class_wins_and_the_latest_registration(registered):
     assert type(find_adapter(Toy())) is ToyAdapter
     register_adapter(Toy)(NearerAdapter)
     assert type(find_adapter(Toy())) is NearerAdapter
+
+
+def test_a_dotted_path_serves_as_well_and_nothing_is_imported_for_it(registered):
+    class Other(Toy):
+        pass
+
+    register_adapter(f"{Other.__module__}.{Other.__qualname__}", "no.such.package.Model")(FCOSAdapter)
+    assert type(find_adapter(Other())) is FCOSAdapter
+    assert type(find_adapter(Toy())) is ToyAdapter
 
 
 def test_without_an_adapter_the_error_names_the_ways_out():

@@ -1,0 +1,171 @@
+"""What every family of models must stand, and the small models and batches that it is tried on."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import sys
+import types
+
+import torch
+from detectron2 import model_zoo
+from detectron2.config import CfgNode, LazyCall
+from detectron2.layers import CNNBlockBase
+from detectron2.modeling import Backbone, build_model
+from detectron2.modeling.backbone import RegNet
+from detectron2.modeling.backbone.regnet import ResBottleneckBlock, SimpleStem
+from detectron2.structures import Keypoints
+from detectron2.utils.events import EventStorage
+from small_models import training_batch
+
+import d2prune
+from d2prune.adapters import Target
+from d2prune.core.costs import measure
+
+SIZE = (128, 192)
+SMALL = {
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 5,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 50,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 50,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [32, 32],
+    "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": 4,
+    "MODEL.RETINANET.NUM_CLASSES": 5,
+    "MODEL.RETINANET.NUM_CONVS": 2,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 6,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "TEST.DETECTIONS_PER_IMAGE": 10,
+}
+R18 = {
+    "MODEL.BACKBONE.NAME": "build_narrow_resnet_fpn_backbone",
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
+}
+
+
+def small_zoo_cfg(name: str, *changes: dict) -> CfgNode:
+    """A model of Detectron2's zoo with everything small."""
+    return shrunk(model_zoo.get_config(name), *changes)
+
+
+def shrunk(cfg: CfgNode, *changes: dict) -> CfgNode:
+    cfg.MODEL.DEVICE = str(torch.get_default_device())
+    cfg.MODEL.WEIGHTS = ""
+    for change in (SMALL, *changes):
+        cfg.merge_from_list([x for pair in change.items() for x in pair])
+    return cfg
+
+
+def small_regnet(**options):
+    """RegNet with grouped convolutions (Y, with squeeze-excite, given an ``se_ratio``): 8, 16, 32, 64."""
+    return LazyCall(RegNet)(
+        stem_class=SimpleStem, stem_width=8, block_class=ResBottleneckBlock,
+        depth=6, w_a=8, w_0=8, w_m=2, group_width=4, **options,
+    )  # fmt: skip
+
+
+def build(cfg: CfgNode) -> torch.nn.Module:
+    return lively(build_model(cfg))
+
+
+def lively(model: torch.nn.Module) -> torch.nn.Module:
+    """Norms and statistics as if trained: every channel different."""
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if tensor.dim() == 1 and tensor.numel() > 1 and "pixel" not in name:
+                if "bias" not in name:
+                    tensor.uniform_(0.5, 1.5)
+    return model
+
+
+def batch():
+    """Two images with boxes, masks, keypoints, and a class for every pixel."""
+    items = training_batch()
+    for item in items:
+        gt = item["instances"]
+        centers = gt.gt_boxes.get_centers()[:, None].repeat(1, 4, 1)
+        gt.gt_keypoints = Keypoints(torch.cat([centers, torch.full((len(gt), 4, 1), 2.0)], dim=2))
+        item["sem_seg"] = torch.randint(0, 5, item["image"].shape[-2:])
+        item["height"], item["width"] = item["image"].shape[-2:]
+    return items
+
+
+def dense(model):
+    with torch.no_grad():
+        return Target(model, count_size=SIZE).outputs(model.eval())
+
+
+def stands(make, path, items=None, amount=0.45, left=()):
+    """Prunes a model by ``amount``, proves, saves, loads, trains and runs it.
+
+    Args:
+        make: builds the model; called twice.
+        path: a folder to write to.
+        items: a training batch.
+        left: ends of the names of layers that may be left whole.
+    """
+    result = d2prune.prune(make(), amount, allocation="uniform", input_size=SIZE)
+    assert result.proof.exact and result.proof.error <= 1e-9 and result.proof.control_error >= 1e-3
+    assert abs(result.reached - amount) <= 0.01
+    skipped = [row for row in result.coverage if row.status == "skipped"]
+    wide = [row for row in skipped if row.before > 4 or "reached without it" not in row.reason]
+    assert [row for row in wide if not row.name.endswith(tuple(left) or "-")] == []
+    counted = Target(result.model, count_size=SIZE)
+    assert measure(copy.deepcopy(result.model).to("meta").eval(), counted.inference).totals == result.after
+    tells_its_widths(result.model)
+    d2prune.save(result, path / "pruned.pth")
+    loaded = d2prune.load(path / "pruned.pth", make())
+    want, got = dense(result.model), dense(loaded)
+    assert set(want) == set(got) and all(torch.equal(want[name], got[name]) for name in want)
+    runs(loaded)
+    trains(loaded, items or batch())
+    return result
+
+
+def tells_its_widths(model):
+    for backbone in (module for module in model.modules() if isinstance(module, Backbone)):
+        features = backbone.eval()(torch.zeros(1, 3, 64, 64))
+        told = {name: shape.channels for name, shape in backbone.output_shape().items()}
+        assert told == {name: features[name].shape[1] for name in told}
+    for block in (module for module in model.modules() if isinstance(module, CNNBlockBase)):
+        widths = [m.out_channels for m in block.modules() if isinstance(m, torch.nn.Conv2d)]
+        assert block.out_channels in widths
+
+
+def trains(model, items):
+    with EventStorage():
+        losses = model.train()(items)
+    sum(losses.values()).backward()
+    assert losses and all(loss.isfinite() for loss in losses.values())
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def runs(model):
+    """A whole image in, something for it out."""
+    image = torch.randint(0, 256, (3, 100, 150), dtype=torch.uint8)
+    with torch.no_grad():
+        (found,) = model.eval()([{"image": image, "height": 200, "width": 300}])
+    assert found
+    for value in found.values():
+        assert value.shape[-2:] == (200, 300) if torch.is_tensor(value) else value is not None
+
+
+NOT_FOR_MODELS = ("cv2", "panopticapi", "panopticapi.utils")
+
+
+def import_project(monkeypatch, name):
+    """A project of Detectron2; what only its data pipeline imports may be absent."""
+    missing = [n for n in NOT_FOR_MODELS if importlib.util.find_spec(n.partition(".")[0]) is None]
+    for needed in missing:
+        if needed not in sys.modules:
+            stub = types.ModuleType(needed)
+            stub.rgb2id, stub.__version__ = None, "0"
+            monkeypatch.setitem(sys.modules, needed, stub)
+    return importlib.import_module(f"detectron2.projects.{name}")
