@@ -1,0 +1,63 @@
+"""Channels that code counts on are found by trial, and only those are left whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from d2prune.adapters import Target
+from d2prune.core.verify import MisfitError
+from d2prune.engine import prune as pruning
+from d2prune.engine.prune import find_groups, prune
+from d2prune.engine.trial import without_misfits
+
+IMAGES = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+class Stubborn(nn.Module):
+    """Of eight layers, two whose width is written into the code."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3 if i == 0 else width, width, 1) for i in range(8))
+        self.head = nn.Conv2d(width, 2, 1)
+
+    def forward(self, x):
+        for i, layer in enumerate(self.layers):
+            x = layer(x).relu()
+            if i == 2:
+                x = x.view(-1, 8, 12, 12)
+            if i == 5:
+                x = torch.cat([x[:, :4], 2 * x[:, 4:]], 1)
+        return self.head(x)
+
+
+def test_only_the_misfits_are_left_whole():
+    model = Stubborn()
+    target = Target(model, IMAGES)
+    groups = without_misfits(model, find_groups(model, target), target)
+    fixed = {group.name: group.fixed for group in groups if group.fixed and group.name != "head"}
+    assert set(fixed) == {"layers.2", "layers.5"}
+    assert "does not run (shape" in fixed["layers.2"] and "mixes up others" in fixed["layers.5"]
+
+
+def test_a_model_with_misfits_is_pruned_all_the_same(caplog):
+    result = prune(Stubborn(), 0.3, allocation="uniform", example_inputs=IMAGES)
+    rows = {row.name: row for row in result.coverage}
+    assert result.proof.exact and {n for n, r in rows.items() if r.status == "skipped"} == {
+        "layers.2", "layers.5",
+    }  # fmt: skip
+    assert "layers.2 is left whole: without one of its channels" in caplog.text
+
+
+def test_nothing_is_tried_where_nothing_fails(monkeypatch):
+    monkeypatch.setattr(pruning, "without_misfits", None)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    assert prune(model, 0.3, example_inputs=IMAGES).proof.exact
+
+
+def test_an_error_that_no_group_explains_is_passed_on(monkeypatch):
+    monkeypatch.setattr(pruning, "without_misfits", lambda *_: None)
+    with pytest.raises(MisfitError, match="is not equal to the masked one"):
+        prune(Stubborn(), 0.3, allocation="uniform", example_inputs=IMAGES)
