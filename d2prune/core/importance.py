@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from d2prune.core.layers import ConvNd, is_depthwise
 from d2prune.core.registry import Registry
+from d2prune.core.spec import target_of
 from d2prune.core.types import Group, Member
 
 Scores = NDArray[np.float64]
@@ -43,8 +44,7 @@ def magnitude(model: nn.Module, group: Group) -> Scores:
 
 def _norms(model: nn.Module, member: Member) -> Scores | None:
     """(U,) L2 norms of what each unit owns of one layer's weight; None where there is no weight."""
-    layer = model.get_submodule(member.layer.rpartition(".")[0])
-    layer = getattr(layer, member.layer.rpartition(".")[2])
+    layer = target_of(model, member.layer)
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor):
         return None

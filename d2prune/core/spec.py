@@ -158,9 +158,9 @@ def _chain(old: tuple[int, ...] | None, new: tuple[int, ...] | None) -> tuple[in
 
 
 def target_of(model: nn.Module, name: str) -> Any:
-    """The module, or bare parameter, called ``name``; AttributeError if there is none."""
+    """The module, or bare parameter, called ``name`` ("" is the model); AttributeError if there is none."""
     parent, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(parent), leaf)
+    return getattr(model.get_submodule(parent), leaf) if leaf else model
 
 
 def widths_of(model: nn.Module, name: str) -> tuple[int | None, int | None]:

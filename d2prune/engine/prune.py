@@ -119,13 +119,14 @@ def prune_model(model: Model, request: Request, target: Target, prove: bool = Tr
     _check_model(model)
     groups = find_groups(model, target)
     costs = measure_model(model, target)
-    try:
-        return _prune_groups(model, groups, costs, request, target, prove)
-    except MisfitError:
-        remaining = without_misfits(model, groups, target)
-        if remaining is None:
-            raise
-    return _prune_groups(model, remaining, costs, request, target, prove)
+    while True:
+        try:
+            return _prune_groups(model, groups, costs, request, target, prove)
+        except MisfitError:
+            remaining = without_misfits(model, groups, target)
+            if remaining is None:
+                raise
+            groups = remaining
 
 
 def _prune_groups(

@@ -59,7 +59,10 @@ def test_a_single_channel_is_never_cut():
 
 
 def test_bare_parameters_are_axes_of_their_own():
-    net = nn.Module()
+    class Net(nn.Module):
+        pass
+
+    net = Net()
     net.scale, net.number = nn.Parameter(torch.rand(1, 5, 1, 1)), nn.Parameter(torch.rand(1))
     axes, _, _ = labelled(net)
     assert list(axes) == [("scale", "out")] and len(axes["scale", "out"].ids) == 5

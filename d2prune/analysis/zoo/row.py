@@ -15,11 +15,12 @@ from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-import d2prune
 from d2prune.adapters import Target
 from d2prune.adapters.base import flatten
 from d2prune.analysis.zoo.entries import Entry
 from d2prune.checkpoint.api import load, save
+from d2prune.engine.prune import prune
+from d2prune.errors import PruneError
 
 OK = "ok"
 SIZE = (256, 320)
@@ -89,12 +90,12 @@ def _pruned(entry: Entry, model: nn.Module, amount: float) -> Any:
     """At ``amount`` of the MACs; where layers that stay whole allow less, at most of that."""
     inputs = entry.inputs() if entry.inputs else None
     try:
-        return d2prune.prune(model, amount, example_inputs=inputs)
-    except d2prune.PruneError as error:
+        return prune(model, amount, example_inputs=inputs)
+    except PruneError as error:
         most = str(error).partition("can't be reached: at most ")[2].partition(" ")[0]
         if not most:
             raise
-        return d2prune.prune(model, 0.9 * float(most), example_inputs=inputs)
+        return prune(model, 0.9 * float(most), example_inputs=inputs)
 
 
 def attempt(step: Callable[[], None]) -> str:

@@ -36,8 +36,15 @@ def view(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
 
 
 def pad(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
-    """What is added has no label."""
-    _moved(labels, bound["self"], [out], lambda sheet: func(sheet, bound["pad"], 0))
+    """Channels that are added have no label; what is added around pictures goes with its channel."""
+    x, sheets = bound["self"], []
+    for sheet in labels.of(x):
+        amounts = list(bound["pad"])
+        for place in range(0, len(amounts), 2):  # from the last dimension on
+            if sheet.shape[x.dim() - 1 - place // 2] == 1:
+                amounts[place : place + 2] = [0, 0]
+        sheets.append(func(sheet, amounts, 0))
+    labels.set(out, tuple(sheets))
 
 
 def part(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
