@@ -40,7 +40,7 @@ def steps(out: str, control: bool) -> list[tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", default="output/demo", help="its old content is removed")
-    parser.add_argument("--control", action="store_true", help="train the control, too (+8 min)")
+    parser.add_argument("--control", action="store_true", help="train the control, too (+9 min)")
     args = parser.parse_args()
     os.chdir(ROOT)
     shutil.rmtree(args.output, ignore_errors=True)

@@ -35,7 +35,7 @@ def main() -> None:
     rows = []
     for name in fnmatch.filter(ENTRIES, args.only):
         answer = _child("--one", name, args.timeout)
-        row = Row(**answer) if isinstance(answer, dict) else Row(name, refused=answer)
+        row = Row(**answer) if isinstance(answer, dict) else Row(name, refused=str(answer))
         row.peer = "" if args.no_peer else str(_child("--peer", name, args.timeout))
         rows.append(row)
         print(markdown([row]).splitlines()[2], flush=True)

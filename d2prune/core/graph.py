@@ -63,7 +63,7 @@ class _Trace(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.book = Book(self._where)
         self.touched: set[str] = set()

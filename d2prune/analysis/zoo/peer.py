@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def try_torch_pruning(entry: Entry) -> str:
     torch.manual_seed(0)
     model = entry.build().eval()
     for what, step in (("prune", _prune), ("run", run), ("train", train)):
-        found = attempt(lambda step=step: step(entry, model))
+        found = attempt(partial(step, entry, model))
         if found != OK:
             return f"{what}: {found}"
     return OK
