@@ -10,8 +10,8 @@ import sys
 
 import torch
 
-from d2prune.analysis.zoo import ENTRIES, Row, markdown, measure_entry
 from d2prune.files import whole_file
+from d2prune.zoo import ENTRIES, Row, markdown, measure_entry
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _peer(name: str) -> str:
-    from d2prune.analysis.zoo.peer import try_torch_pruning
+    from d2prune.zoo.peer import try_torch_pruning
 
     return try_torch_pruning(ENTRIES[name])
 

@@ -51,7 +51,7 @@ def traceable(model: nn.Module) -> Iterator[Dense]:
         PruneError: if no adapter is registered for the model's class.
     """
     target = Target(model)
-    fixed = [group for group in find_groups(model, target) if "output" in group.fixed]
+    fixed = [group for group in find_groups(model, target) if group.fixed.startswith("is the model's output")]
     names = {path for group in fixed for path in group.producers}
     training = model.training
     frozen = [n for n, p in model.named_parameters() if p.is_floating_point() and not p.requires_grad]

@@ -54,7 +54,9 @@ def _python(path: str) -> nn.Module:
 
 
 def _torchvision(name: str) -> nn.Module:
-    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    # Auxiliary classifiers only train: an evaluation does not show what they read.
+    auxiliary = name in ("googlenet", "inception_v3")
+    options = {"init_weights": True, "aux_logits": False} if auxiliary else {}
     return torchvision.models.get_model(name, weights=None, **options)
 
 

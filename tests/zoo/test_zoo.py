@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from d2prune.analysis.zoo import ENTRIES, QUICK, Entry, Row, markdown, measure_entry
-from d2prune.analysis.zoo.peer import try_torch_pruning
+from d2prune.zoo import ENTRIES, QUICK, Entry, Row, markdown, measure_entry
+from d2prune.zoo.peer import try_torch_pruning
 
 # What this Detectron2, or nobody, can build: the refusal names the reason.
 REFUSED = {

@@ -17,10 +17,10 @@ from torch import nn
 
 from d2prune.adapters import Target
 from d2prune.adapters.base import flatten
-from d2prune.analysis.zoo.entries import Entry
 from d2prune.checkpoint.api import load, save
 from d2prune.engine.prune import prune
 from d2prune.errors import PruneError
+from d2prune.zoo.entries import Entry
 
 OK = "ok"
 SIZE = (256, 320)

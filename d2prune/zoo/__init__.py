@@ -8,8 +8,8 @@ table     rows -> Markdown
 
 from __future__ import annotations
 
-from d2prune.analysis.zoo.entries import ENTRIES, QUICK, Entry
-from d2prune.analysis.zoo.row import Row, measure_entry
-from d2prune.analysis.zoo.table import markdown
+from d2prune.zoo.entries import ENTRIES, QUICK, Entry
+from d2prune.zoo.row import Row, measure_entry
+from d2prune.zoo.table import markdown
 
 __all__ = ["ENTRIES", "QUICK", "Entry", "Row", "markdown", "measure_entry"]

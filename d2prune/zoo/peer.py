@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from d2prune.adapters.base import flatten
-from d2prune.analysis.zoo.entries import Entry
-from d2prune.analysis.zoo.row import OK, attempt, run, train
+from d2prune.zoo.entries import Entry
+from d2prune.zoo.row import OK, attempt, run, train
 
 RATIO = 0.3  # of the channels: about half of the MACs
 PREDICTORS = (

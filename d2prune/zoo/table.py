@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from d2prune.analysis.zoo.row import OK, Row
+from d2prune.zoo.row import OK, Row
 
 HEAD = (
     "architecture", "MACs", "parameters", "error", "control", "runs", "trains", "reloads", "s", "GB",
