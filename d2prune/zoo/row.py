@@ -130,7 +130,7 @@ def train(entry: Entry, model: nn.Module) -> None:
             losses = flatten(model(torch.cat([entry.inputs()] * 2)))
         else:
             losses = model([_item(), _item()])
-    total = sum(loss.float().mean() for loss in losses.values())
+    total = torch.stack([loss.float().mean() for loss in losses.values()]).sum()
     assert torch.isfinite(total), "the loss is not finite"
     total.backward()
 
