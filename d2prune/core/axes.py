@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from d2prune.core.labels import Book, Ids, spread
 from d2prune.core.layers import ConvNd, axis_width, is_depthwise, is_layer, parameter_dim
-from d2prune.core.types import Axis, Site
+from d2prune.core.types import SINGLE, Axis, Site
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 Held = list[tuple[Tensor, int]]  # tensors, and the dimension of each that is the axis
@@ -94,7 +94,7 @@ def _label(book: Book, sheets: WeakTensorKeyDictionary, held: Held, why: str) ->
     first, dim = held[0]
     ids = book.new(first.shape[dim])
     if len(ids) == 1:
-        book.keep_layer(torch.from_numpy(ids), "has a single channel")
+        book.keep_layer(torch.from_numpy(ids), SINGLE)
         return ids
     if why:
         book.keep_layer(torch.from_numpy(ids), why)

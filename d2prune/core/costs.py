@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from d2prune.core.layers import ConvNd, axis_width, is_depthwise, is_layer, parameter_dim
+from d2prune.core.layers import (
+    ConvNd,
+    axis_width,
+    is_depthwise,
+    is_layer,
+    parameter_dim,
+    unfused_attention,
+)
 from d2prune.core.types import LayerCost, Totals, Widths
 
 Target = Literal["channels", "params", "macs"]
@@ -69,13 +76,10 @@ def measure(
 
     hooks = [m.register_forward_hook(count) for m in names if isinstance(m, (*ConvNd, nn.Linear))]
     counter = FlopCounterMode(display=False)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator, which nothing counts
     try:
-        with torch.no_grad(), counter:
+        with torch.no_grad(), unfused_attention(), counter:
             run(model)
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for hook in hooks:
             hook.remove()
     params = sum(p.numel() for p in model.parameters())

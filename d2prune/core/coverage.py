@@ -9,7 +9,7 @@ from torch import nn
 
 from d2prune.core.costs import CostModel
 from d2prune.core.layers import axis_width, is_layer, parameter_dim
-from d2prune.core.types import Coverage, PrunePlan
+from d2prune.core.types import OUTPUT, SINGLE, Coverage, PrunePlan
 
 UNREACHED = "was not reached by the trace"
 
@@ -43,11 +43,7 @@ def _whys(plan: PrunePlan) -> Iterator[tuple[str, str]]:
 def _status(before: int, after: int, why: str) -> Literal["pruned", "protected", "skipped"]:
     if after < before:
         return "pruned"
-    return (
-        "protected"
-        if why.startswith(("protected", "is the model's output", "has a single channel"))
-        else "skipped"
-    )
+    return "protected" if why.startswith(("protected", OUTPUT, SINGLE)) else "skipped"
 
 
 def _has_tensors(module: nn.Module) -> bool:

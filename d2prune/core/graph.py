@@ -21,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from d2prune.core.axes import LayerAxis, label_layers, tensors_of, whole_layers
 from d2prune.core.labels import Book, Ids, Sheets
+from d2prune.core.layers import unfused_attention
 from d2prune.core.operators import follow, tensors_in
 from d2prune.core.types import Group, Member, Site
 from d2prune.errors import PruneError
@@ -95,13 +96,10 @@ class _Trace(TorchDispatchMode):
         for name, module in self.model.named_modules():
             hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._path.append(name)))
             hooks.append(module.register_forward_hook(lambda *_: self._leave()))
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with sdpa_kernel(SDPBackend.MATH), self:
+            with unfused_attention(), sdpa_kernel(SDPBackend.MATH), self:
                 yield
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
             for hook in hooks:
                 hook.remove()
 

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from d2prune.core.types import OUTPUT
+
 Sheets = tuple[Tensor, ...]
 Dims = tuple[int, ...]
 Sized = tuple[torch.Size, Sheets]
@@ -51,6 +53,10 @@ class Book:
         if not both.all():
             self.keep(torch.from_numpy(np.maximum(a, b)[~both]), "meet channels that can't go")
 
+    def tie_columns(self, rows: Tensor) -> None:
+        """Of (R, C) labels, every column goes as one: all rows lose the same positions."""
+        self.tie(rows, rows[:1])
+
     def multiply(self, one: Tensor, two: Tensor) -> None:
         """Labels at the same place are summed over in a product: they go together."""
         self.tie(one, two)
@@ -67,7 +73,7 @@ class Book:
 
     def keep_output(self, labels: Tensor, name: str) -> None:
         """These are part of the model's interface; that is said before any other reason."""
-        self.outputs.append((_flat(labels), f"is the model's output '{name}'"))
+        self.outputs.append((_flat(labels), f"{OUTPUT} '{name}'"))
 
     def mix(self, labels: Tensor, why: str) -> None:
         """These are mixed by an operation without weights: removal can't equal masking."""

@@ -7,7 +7,8 @@ guessed. FrozenBatchNorm2d and its like are known by their shape: one-dimensiona
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +115,17 @@ def zero_outputs(layer: nn.Module | nn.Parameter, positions: Sequence[int]) -> N
         dim = 1 if transposed and name == "weight" and not is_depthwise(layer) else 0
         where = [p % tensor.shape[dim] for p in positions]
         tensor.data.index_fill_(dim, torch.tensor(where, device=tensor.device), 0)
+
+
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Keeps nn.MultiheadAttention from its one fused operator, which nothing counts or follows."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def groups_after(layer: nn.Module, kept: int) -> int | None:

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 Axis = Literal["out", "in"]
 Indices = NDArray[np.int64]
+OUTPUT = "is the model's output"
+SINGLE = "has a single channel"
+"""Beginnings of ``Group.fixed`` that say: by the model's nature, not for want of a rule."""
 Site = tuple[str, Axis]
 """One axis of one layer: (dotted path, axis). Layers that keep channels apart have only "out"."""
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from d2prune.adapters import Target
+from d2prune.core.types import OUTPUT
 from d2prune.engine.prune import find_groups
 from d2prune.modeling.unfuse import unfused
 
@@ -51,7 +52,7 @@ def traceable(model: nn.Module) -> Iterator[Dense]:
         PruneError: if no adapter is registered for the model's class.
     """
     target = Target(model)
-    fixed = [group for group in find_groups(model, target) if group.fixed.startswith("is the model's output")]
+    fixed = [group for group in find_groups(model, target) if group.fixed.startswith(OUTPUT)]
     names = {path for group in fixed for path in group.producers}
     training = model.training
     frozen = [n for n, p in model.named_parameters() if p.is_floating_point() and not p.requires_grad]

@@ -34,7 +34,7 @@ def without_misfits(model: nn.Module, groups: Sequence[Group], target: Target) -
     found.
     """
     candidates = [i for i, g in enumerate(groups) if not g.fixed and not g.inexact and g.units > 1]
-    found = dict(_bisect(model, groups, candidates, target))
+    found = _bisect(model, groups, candidates, target)
     if not found:
         return None
     for index, why in found.items():

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from detectron2.modeling import build_model
+from families import SIZE, dense
 from small_models import LEVELS_550, PANOPTIC, RT, backward, build, eager, small_cfg, training_batch
 
 from d2prune.adapters import Target, find_adapter
@@ -18,7 +19,6 @@ from d2prune.engine.prune import find_groups, measure_model, prune
 from d2prune.modeling import BlendMask, OneStageDetector
 from d2prune.rebuild import rebuild
 
-SIZE = (128, 192)
 LOSS_OFF = ("MODEL.BASIS_MODULE.LOSS_ON", False)
 FROZEN = (
     "MODEL.RESNETS.NORM", "FrozenBN",
@@ -77,11 +77,6 @@ def batch():
     for item in items:
         item["sem_seg"] = torch.randint(0, 3, item["image"].shape[-2:])
     return items
-
-
-def dense(model):
-    with torch.no_grad():
-        return Target(model, count_size=SIZE).outputs(model.eval())
 
 
 def rows(result):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from d2prune.core.labels import along, merge, spread, support
+from d2prune.core.labels import Sized, along, merge, spread, support
 from d2prune.core.operators.call import Bound, Labels, keep, sized, tensors_in
 
 
@@ -69,9 +70,7 @@ def by_channel(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
 def batch_norm(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
     """Statistics, weights and biases hold a value a channel."""
     x = bound["input"]
-    shape = channels_only(x)
-    rows = [bound.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
-    parts = [(shape, tuple(s.reshape(shape) for s in labels.of(t))) for t in rows if t is not None]
+    parts = by_channel_values(labels, bound, ("weight", "bias", "running_mean", "running_var"), x)
     labels.set(tensors_in([out])[0], merge(labels.book, [sized(labels, x), *parts], x.shape))
 
 
@@ -80,16 +79,20 @@ def channels_only(x: Tensor) -> torch.Size:
     return torch.Size([x.shape[1] if d == 1 else 1 for d in range(x.dim())])
 
 
+def by_channel_values(labels: Labels, bound: Bound, names: Sequence[str], x: Tensor) -> list[Sized]:
+    """Those arguments that hold a value a channel (C,), as they broadcast to ``x`` (N, C, ...)."""
+    shape, found = channels_only(x), (bound.get(name) for name in names)
+    return [(shape, tuple(s.reshape(shape) for s in labels.of(t))) for t in found if t is not None]
+
+
 def group_norm(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
     """Channels of one normalisation group share a mean: they go together."""
     x, groups = bound["input"], bound["group"]
-    shape = channels_only(x)
-    rows = [bound.get(name) for name in ("weight", "bias")]
-    parts = [(shape, tuple(s.reshape(shape) for s in labels.of(t))) for t in rows if t is not None]
+    parts = by_channel_values(labels, bound, ("weight", "bias"), x)
     sheets = merge(labels.book, [sized(labels, x), *parts], x.shape)
     values = along(sheets, 1)
     if values is not None:
-        labels.book.tie(values.reshape(groups, -1), values.reshape(groups, -1)[:, :1])
+        labels.book.tie_columns(values.reshape(groups, -1).T)
     labels.set(tensors_in([out])[0], sheets)
 
 

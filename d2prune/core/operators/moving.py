@@ -60,8 +60,7 @@ def part(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
         if not aligned or length == 1 or bound.get("step", 1) != 1:
             labels.book.keep(sheet, "are taken apart by position")
             continue
-        rows = sheet.movedim(dim, 0).reshape(size // length, length, -1)
-        labels.book.tie(rows, rows[:1])
+        labels.book.tie_columns(sheet.movedim(dim, 0).reshape(size // length, length, -1))
     move(labels, func, bound, out)
 
 
@@ -89,7 +88,7 @@ def _blocks(labels: Labels, x: Tensor, out: Tensor, joined: int, repeated: int) 
             labels.book.keep(sheet, "lie along a dimension of the picture")
             continue
         rows = sheet.reshape(-1, joined)
-        labels.book.tie(rows, rows[:, :1])
+        labels.book.tie_columns(rows.T)
         values = rows[:, 0].repeat_interleave(repeated)
         labels.set(out, (spread(values, dim, out.dim(), sheet),))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from d2prune.core.labels import Book, Sheets, Sized, along, merge, spread, support
 from d2prune.core.operators.call import Bound, Labels, keep, sized
-from d2prune.core.operators.combining import channels_only
+from d2prune.core.operators.combining import by_channel_values, channels_only
 
 
 def product(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
@@ -60,11 +60,9 @@ def convolution(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
         made = _tied_or_kept(book, given, first)
     else:
         made = _grouped(book, given, in_labels, out_labels, groups, bound["transposed"])
-    parts: list[Sized] = [(channels_only(out), () if made is None else (spread(made, 1, out.dim(), made),))]
-    if (bias := bound.get("bias")) is not None:
-        shape = channels_only(out)
-        parts.append((shape, tuple(s.reshape(shape) for s in labels.of(bias))))
-    labels.set(out, merge(book, parts, out.shape))
+    rows: Sized = (channels_only(out), () if made is None else (spread(made, 1, out.dim(), made),))
+    bias = by_channel_values(labels, bound, ("bias",), out)
+    labels.set(out, merge(book, [rows, *bias], out.shape))
 
 
 def _tied_or_kept(book: Book, one: Tensor | None, two: Tensor | None) -> Tensor | None:
@@ -87,15 +85,13 @@ def _grouped(
 ) -> Tensor | None:
     """Every group loses the same positions, so that groups stay equal; one group is an ordinary one."""
     if given is not None and groups > 1:
-        rows = given.reshape(groups, -1)
-        book.tie(rows, rows[:1])
+        book.tie_columns(given.reshape(groups, -1))
     if in_labels is not None and not transposed:
         in_labels = in_labels.repeat(groups)
     _tied_or_kept(book, given, in_labels)
     if out_labels is not None and groups > 1:
         out_labels = out_labels.repeat(groups) if transposed else out_labels
-        rows = out_labels.reshape(groups, -1)
-        book.tie(rows, rows[:1])
+        book.tie_columns(out_labels.reshape(groups, -1))
     return out_labels
 
 
