@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,11 +47,18 @@ def trace_groups(model: nn.Module, forward: Callable[[nn.Module], Outputs]) -> t
     Raises:
         PruneError: if an output does not depend on any parameter.
     """
-    trace = _Trace(model)
+    trace = _traced(model, forward, None)
+    stuck = trace.stuck()
+    return _groups(_traced(model, forward, stuck) if stuck.size else trace)
+
+
+def _traced(model: nn.Module, forward: Callable[[nn.Module], Outputs], whole_rows: Ids | None) -> _Trace:
+    trace = _Trace(model, whole_rows)
     with torch.no_grad(), torch.autocast(_device_type(model), enabled=False), trace.running():
         outputs = forward(model)
     trace.keep_outputs(outputs)
-    return _groups(trace)
+    trace.settle_repeats()
+    return trace
 
 
 def _device_type(model: nn.Module) -> str:
@@ -65,12 +73,13 @@ class _Trace(TorchDispatchMode):
     It is what :class:`d2prune.core.operators.Labels` asks for.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, whole_rows: Ids | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
-        self.book = Book(self._where)
+        self.book = Book(self._where, whole_rows)
         self.touched: set[str] = set()
         self.repeats: dict[tuple[str, Repeat, bytes], Ids] = {}
+        self._others: set[tuple[str, int, int]] = set()
         self._path = [""]
         self._sheets = WeakTensorKeyDictionary()
         self._whole = whole_layers(model)
@@ -125,17 +134,31 @@ class _Trace(TorchDispatchMode):
         follow(self, func, args, kwargs, out)
         return out
 
-    def note(self, repeat: Repeat, tensor: Tensor, open_size: bool) -> None:
-        """Writes down which channels the running module's code names by number."""
-        ids = along(self.of(tensor), repeat.dim)
-        if ids is None or ids.numel() != repeat.size or any(p > repeat.size for p in positions(repeat)):
-            return
-        values = ids.cpu().numpy()
-        module = self._path[-1]
-        self.repeats[module, repeat, values.tobytes()] = values
-        if open_size:  # which of several is meant can't be told from the size
-            known = next(v for (m, r, _), v in self.repeats.items() if (m, r) == (module, repeat))
-            self.book.tie(torch.from_numpy(known), torch.from_numpy(values))
+    def note(self, repeat: Repeat, tensor: Tensor, rest: int | None) -> None:
+        """Writes down which channels the running module's code names by number.
+
+        Args:
+            repeat: the number.
+            tensor: whose dimension it is of.
+            rest: what a -1 in the same call came to, None without one.
+        """
+        ids, module = along(self.of(tensor), repeat.dim), self._path[-1]
+        if ids is None:
+            if rest is not None and repeat.size > 1:
+                self._others.add((module, repeat.dims, repeat.dim))
+        elif ids.numel() == repeat.size and all(p <= repeat.size for p in positions(repeat)):
+            values = ids.cpu().numpy()
+            self.repeats[module, replace(repeat, rest=rest or 0), values.tobytes()] = values
+
+    def settle_repeats(self) -> None:
+        """Where -1 leaves a size open, what is meant must be clear, for all that the number is used for."""
+        first: dict[tuple[str, Repeat], Ids] = {}
+        noted, self.repeats = self.repeats, {}
+        for (module, repeat, key), ids in noted.items():
+            if repeat.rest:
+                self.book.tie(*map(torch.from_numpy, (first.setdefault((module, repeat), ids), ids)))
+            unique = (module, repeat.dims, repeat.dim) not in self._others
+            self.repeats[module, replace(repeat, rest=0) if unique else repeat, key] = ids
 
     def keep_outputs(self, outputs: Outputs) -> None:
         """What reaches an output stays."""
@@ -144,6 +167,15 @@ class _Trace(TorchDispatchMode):
                 raise PruneError(f"output '{name}' does not depend on any parameter: can't trace it")
             for sheet in self.of(tensor):
                 self.book.keep_output(sheet, name)
+
+    def stuck(self) -> Ids:
+        """Labels of which positions of every row can't go (heads are normalised, say); rows may."""
+        roots = self.book.roots()
+        noted = [ids for ids, _ in (*self.book.outputs, *self.book.kept, *self.book.inexact)]
+        stay = np.unique(roots[np.concatenate([np.zeros(1, dtype=np.int64), *noted])])
+        jointly = np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *self.book.jointly]))
+        found: Ids = jointly[(jointly > 0) & np.isin(roots[jointly], stay)]
+        return found
 
 
 class _Calls(TorchFunctionMode):
@@ -158,7 +190,8 @@ class _Calls(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         if call is not None:
             for repeat in call.asked:
-                self._trace.note(repeat, call.tensor if call.tensor is not None else out, call.open)
+                rest = call.rest([r.asked for r in call.asked]) if call.rest is not None else None
+                self._trace.note(repeat, call.tensor if call.tensor is not None else out, rest)
         return out
 
 

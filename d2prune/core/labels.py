@@ -29,10 +29,17 @@ class Book:
 
     Args:
         where: says for messages where in the model the trace is.
+        whole_rows: labels of which, where they vary along several dimensions, whole rows go rather
+            than positions of every row (heads, rather than channels of every head).
+
+    Attributes:
+        jointly: labels that did vary along several dimensions.
     """
 
-    def __init__(self, where: Callable[[], str]) -> None:
+    def __init__(self, where: Callable[[], str], whole_rows: Ids | None = None) -> None:
         self.count = 1  # 0 is no label
+        self.whole_rows = whole_rows if whole_rows is not None else np.zeros(0, dtype=np.int64)
+        self.jointly: list[Ids] = []
         self.outputs: list[tuple[Ids, str]] = []
         self.kept: list[tuple[Ids, str]] = []
         self.inexact: list[tuple[Ids, str]] = []
@@ -134,7 +141,7 @@ def settle(book: Book, sheet: Tensor) -> Tensor | None:
 
     Taking channels out must leave a tensor rectangular. Where labels vary along several dimensions
     together (channels seen as (groups, channels of a group)), positions of the last one go for all
-    of the others at once.
+    of the others at once; of those in ``book.whole_rows``, positions of the last but one.
     """
     sheet = compact(sheet)
     dims = support(sheet)
@@ -143,7 +150,10 @@ def settle(book: Book, sheet: Tensor) -> Tensor | None:
         return None
     if len(dims) == 1:
         return sheet
-    lowest = sheet.amin(dims[:-1], keepdim=True)
+    book.jointly.append(np.unique(_flat(sheet)))
+    rows = bool(np.isin(book.jointly[-1], book.whole_rows).any())
+    stays = dims[-2] if rows else dims[-1]
+    lowest = sheet.amin([d for d in dims if d != stays], keepdim=True)
     book.tie(sheet, lowest)
     return settle(book, lowest)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, product
 from typing import Any
 
@@ -32,16 +32,21 @@ class Call:
     Attributes:
         tensor: whose dimensions they are; None for the result's.
         asked: one for each dimension on which it names any.
-        open: -1 leaves one dimension to be worked out, so a wrong number may pass unnoticed.
         fits: whether the tensor can be had with these numbers, in the order of ``asked``.
         redo: makes the call with other numbers, in the order of ``asked``.
+        rest: what -1, with these numbers, comes to: a wrong number may pass unnoticed; None without -1.
     """
 
     tensor: Tensor | None
     asked: tuple[Repeat, ...]
-    open: bool
     fits: Callable[[Sequence[Numbers]], bool]
     redo: Callable[[Sequence[Numbers]], Any]
+    rest: Callable[[Sequence[Numbers]], int] | None = None
+
+    @property
+    def certain(self) -> bool:
+        """Whether a call that fits is right as it is."""
+        return self.tensor is None and self.rest is None
 
 
 def read(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
@@ -92,19 +97,37 @@ class Corrections(TorchFunctionMode):
         call = read(func, args, kwargs)
         if call is not None:
             asked = [repeat.asked for repeat in call.asked]
-            if call.open or not call.fits(asked):
+            if not (call.certain and call.fits(asked)):
                 for chosen in self._choices(call):
                     numbers = [_numbers(c) if isinstance(c, Correction) else c for c in chosen]
-                    if numbers != asked and call.fits(numbers):
-                        self.used.update(c for c in chosen if isinstance(c, Correction))
+                    corrections = [c for c in chosen if isinstance(c, Correction)]
+                    if numbers != asked and call.fits(numbers) and _meant(call, corrections, numbers):
+                        self.used.update(corrections)
                         return call.redo(numbers)
         return func(*args, **kwargs)
 
     def _choices(self, call: Call) -> Iterator[tuple[Correction | Numbers, ...]]:
         """Every way to correct some of the numbers, most first."""
-        known = [self.table.get(_key(repeat, repeat.size), []) for repeat in call.asked]
+        known = [self._known(repeat) for repeat in call.asked]
         if any(known):
             yield from product(*([*k, r.asked] for k, r in zip(known, call.asked, strict=True)))
+
+    def _known(self, repeat: Repeat) -> list[Correction]:
+        """Those of a number; of a view also those of its parts: heads times pictures may be one size."""
+        exact = self.table.get(_key(repeat, repeat.size))
+        if exact or repeat.kind != "view":
+            return exact or []
+        place, size = ("view", repeat.dims, repeat.dim), repeat.size
+        alike = [c for key, corrections in self.table.items() if key[:3] == place for c in corrections]
+        parts = [c for c in alike if size * c.size % c.repeat.size == 0]
+        return [replace(c, given=(size * c.size // c.repeat.size,)) for c in parts]
+
+
+def _meant(call: Call, corrections: Sequence[Correction], numbers: Sequence[Numbers]) -> bool:
+    if call.rest is None:
+        return True
+    rest = call.rest(numbers)
+    return all(c.repeat.rest in (0, rest) for c in corrections)
 
 
 def install(model: nn.Module, corrections: Mapping[str, Sequence[Correction]]) -> None:
@@ -185,16 +208,24 @@ def _fills(count: int, shape: Sequence[int]) -> bool:
     return count == known if -1 not in shape else known > 0 and count % known == 0
 
 
+def _shaped(x_count: int, shape: Sequence[int], first: int, dims: int, redo: Callable[[Any], Any]) -> Call:
+    """A call that gives ``x_count`` elements a shape; ``first`` is the dimension that the shape begins at."""
+    asked, where = _sizes("view", shape, first, dims)
+
+    def rest(numbers: Sequence[Numbers]) -> int:
+        return -x_count // math.prod(_replaced(shape, where, numbers))
+
+    return Call(
+        None, asked,
+        lambda numbers: _fills(x_count, _replaced(shape, where, numbers)),
+        lambda numbers: redo(_replaced(shape, where, numbers)),
+        rest if -1 in shape else None,
+    )  # fmt: skip
+
+
 def _view(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
     x, shape = args[0], _ints(args[1:] or tuple(kwargs.values()))
-    if shape is None:
-        return None
-    asked, where = _sizes("view", shape, 0, len(shape))
-    return Call(
-        None, asked, -1 in shape,
-        lambda numbers: _fills(x.numel(), _replaced(shape, where, numbers)),
-        lambda numbers: x.reshape(_replaced(shape, where, numbers)),
-    )  # fmt: skip
+    return None if shape is None else _shaped(x.numel(), shape, 0, len(shape), x.reshape)
 
 
 def _unflatten(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
@@ -202,12 +233,8 @@ def _unflatten(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Cal
     if shape is None:
         return None
     dim = _given(args, kwargs, 1, "dim") % x.dim()
-    asked, where = _sizes("view", shape, dim, x.dim() - 1 + len(shape))
-    return Call(
-        None, asked, -1 in shape,
-        lambda numbers: _fills(x.shape[dim], _replaced(shape, where, numbers)),
-        lambda numbers: func(x, dim, _replaced(shape, where, numbers)),
-    )  # fmt: skip
+    dims = x.dim() - 1 + len(shape)
+    return _shaped(x.shape[dim], shape, dim, dims, lambda sizes: func(x, dim, sizes))
 
 
 def _expand(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
@@ -221,15 +248,12 @@ def _expand(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call |
         new = _replaced(shape, where, numbers)
         return all(b in (-1, a) or a == 1 for a, b in zip(old, new, strict=True))
 
-    return Call(
-        None, asked, False, fits,
-        lambda numbers: x.expand(_replaced(shape, where, numbers)),
-    )  # fmt: skip
+    return Call(None, asked, fits, lambda numbers: x.expand(_replaced(shape, where, numbers)))
 
 
 def _parts(x: Tensor, repeat: Repeat, redo: Callable[[Numbers], Any]) -> Call:
     """Parts of one dimension; what is asked for is looked up by the dimension's size."""
-    return Call(x, (repeat,), True, lambda numbers: True, lambda numbers: redo(numbers[0]))
+    return Call(x, (repeat,), lambda numbers: True, lambda numbers: redo(numbers[0]))
 
 
 def _split(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
@@ -289,7 +313,7 @@ def _attention(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Cal
     def redo(numbers: Sequence[Numbers]) -> Any:
         return func(query * math.sqrt(width / numbers[0][0]), *args[1:], **kwargs)
 
-    return Call(query, (repeat,), True, lambda numbers: True, redo)
+    return Call(query, (repeat,), lambda numbers: True, redo)
 
 
 _READERS: dict[Any, Callable[[Any, Sequence[Any], Mapping[str, Any]], Call | None]] = {

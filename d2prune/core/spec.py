@@ -102,12 +102,13 @@ def _row(keep: Keep, widths: tuple[int | None, int | None]) -> dict[str, Any]:
 
 def _numbers(correction: Correction) -> list[Any]:
     r = correction.repeat
-    return [r.kind, r.dims, r.dim, r.size, list(r.asked), correction.size, list(correction.given)]
+    return [r.kind, r.dims, r.dim, r.size, list(r.asked), r.rest, correction.size, list(correction.given)]
 
 
 def _correction(row: Sequence[Any]) -> Correction:
-    kind, dims, dim, size, asked, now, given = row
-    before = Repeat(str(kind), _whole(dims), _whole(dim), _whole(size), tuple(_whole(n) for n in asked))
+    kind, dims, dim, size, asked, rest, now, given = row
+    numbers = tuple(_whole(n) for n in asked)
+    before = Repeat(str(kind), _whole(dims), _whole(dim), _whole(size), numbers, _whole(rest))
     return Correction(before, _whole(now), tuple(_whole(n) for n in given))
 
 
@@ -191,7 +192,7 @@ def _follow(first: Iterable[Correction], second: Iterable[Correction]) -> tuple[
     """Corrections of what was corrected before; numbers that only the later ones change stay beside them."""
     rest, both = list(second), []
     for old in first:
-        seen = dataclasses.replace(old.repeat, size=old.size, asked=old.given)
+        seen = dataclasses.replace(old.repeat, size=old.size, asked=old.given)  # as the code now has it
         later = [new for new in second if new.repeat == seen]
         both += [dataclasses.replace(new, repeat=old.repeat) for new in later] or [old]
         rest = [new for new in rest if new not in later]

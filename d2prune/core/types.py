@@ -29,6 +29,7 @@ class Repeat:
         dim: which of these.
         size: of that dimension.
         asked: the numbers: a size; first and end of a slice; lengths of a split; none of a scale.
+        rest: where the same module sizes other tensors alike, what a -1 beside it has to come to; else 0.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Repeat:
     dim: int
     size: int
     asked: tuple[int, ...]
+    rest: int = 0
 
 
 @dataclass(frozen=True)

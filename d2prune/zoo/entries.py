@@ -1,4 +1,4 @@
-"""What is in the zoo: Detectron2's own model zoo, d2prune's BlendMask and FCOS, and torchvision."""
+"""What is in the zoo: Detectron2's model zoo, d2prune's BlendMask and FCOS, other libraries' models."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torchvision
 from detectron2 import model_zoo
 from detectron2.config import instantiate
 from detectron2.modeling import build_model
 from torch import nn
 
 from d2prune.config import get_cfg
+from d2prune.zoo.libraries import LIBRARIES, pictures
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,6 @@ def _built(cfg: Any) -> nn.Module:
 
 def _python(path: str) -> nn.Module:
     return instantiate(model_zoo.get_config(path).model)
-
-
-def _torchvision(name: str) -> nn.Module:
-    # Auxiliary classifiers only train: an evaluation does not show what they read.
-    auxiliary = name in ("googlenet", "inception_v3")
-    options = {"init_weights": True, "aux_logits": False} if auxiliary else {}
-    return torchvision.models.get_model(name, weights=None, **options)
-
-
-def _pictures(size: int) -> torch.Tensor:
-    return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 DETECTRON2 = """
@@ -125,21 +114,12 @@ ADELAIDET = {
     for depth in (50, 101)
 }
 
-TORCHVISION = {
-    "alexnet": 96, "convnext_tiny": 96, "densenet121": 96, "efficientnet_b0": 96,
-    "efficientnet_v2_s": 96, "googlenet": 96, "inception_v3": 128, "maxvit_t": 224, "mnasnet1_0": 96,
-    "mobilenet_v2": 96, "mobilenet_v3_large": 96, "regnet_x_400mf": 96, "regnet_y_400mf": 96,
-    "resnet18": 96, "resnet50": 96, "resnext50_32x4d": 96, "shufflenet_v2_x1_0": 96,
-    "squeezenet1_1": 96, "swin_t": 224, "swin_v2_t": 224, "vgg11_bn": 96, "vit_b_16": 224,
-    "wide_resnet50_2": 96,
-}  # fmt: skip
-
 
 def _all() -> dict[str, Entry]:
     found = [Entry(n, partial(_python if n.endswith(".py") else _yaml, n)) for n in DETECTRON2]
     found += [Entry(n, partial(_ours, *pairs)) for n, pairs in ADELAIDET.items()]
-    for name, size in TORCHVISION.items():
-        found.append(Entry(f"torchvision {name}", partial(_torchvision, name), partial(_pictures, size)))
+    for label, (build, size) in LIBRARIES.items():
+        found.append(Entry(label, build, partial(pictures, size)))
     return {entry.name: entry for entry in found}
 
 

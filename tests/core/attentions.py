@@ -124,6 +124,42 @@ class Separate(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(*x.shape[:1], x.shape[2], -1).contiguous())
 
 
+class Cosine(Packed):
+    """Swin V2's: queries and keys are normalised, so that only whole heads can go."""
+
+    def __init__(self):
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.rand(4, 1, 1))
+        self.bias_table = nn.Parameter(torch.rand(49, 4))
+
+    def forward(self, x):
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.logit_scale
+        steps = torch.arange(N)[:, None] - torch.arange(N)[None] + N - 1
+        bias = self.bias_table[steps.view(-1)].view(N, N, -1).permute(2, 0, 1)
+        return self.proj(((weights + bias).softmax(-1) @ v).transpose(1, 2).reshape(B, N, C))
+
+
+class Pooled(Packed):
+    """MViT's: heads beside pictures, a depthwise convolution and a norm over each head's channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.Conv1d(self.head_dim, self.head_dim, 3, padding=1, groups=self.head_dim)
+        self.norm = nn.LayerNorm(self.head_dim)
+
+    def forward(self, x):
+        B, N, _ = x.shape
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = (self._pool(t.reshape(B * self.num_heads, N, -1)) for t in qkv.unbind(0))
+        x = (q @ k.transpose(-2, -1) * self.scale).softmax(-1) @ v
+        return self.proj(x.view(B, self.num_heads, N, -1).transpose(1, 2).reshape(B, N, -1))
+
+    def _pool(self, x):
+        return self.norm(self.pool(x.transpose(1, 2)).transpose(1, 2))
+
+
 class Transformer(nn.Module):
     """Two blocks on tokens (B, N, 8)."""
 
@@ -144,4 +180,5 @@ class Transformer(nn.Module):
         return self.head(x)
 
 
-ATTENTIONS = (Dino, Unbound, Chunked, Sliced, GroupedHeads, Relative, Rotary, Separate)
+BY_CHANNEL = (Dino, Unbound, Chunked, Sliced, GroupedHeads, Relative, Rotary, Separate)
+BY_HEAD = (Cosine, Pooled)

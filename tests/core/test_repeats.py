@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from attentions import ATTENTIONS, Dino, GroupedHeads, Separate, Transformer
+from attentions import BY_CHANNEL, BY_HEAD, Cosine, Dino, GroupedHeads, Separate, Transformer
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
@@ -32,8 +32,8 @@ def pruned(attention, amount=0.3):
     return d2prune.prune(model, amount, allocation="uniform", example_inputs=tokens())
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_heads_become_narrower_exactly(attention, tmp_path):
+@pytest.mark.parametrize("attention", [*BY_CHANNEL, *BY_HEAD])
+def test_attention_is_pruned_exactly(attention, tmp_path):
     result = pruned(attention)
     assert result.proof.exact and result.proof.error < 1e-12
     for layer in ("qkv", "query", "key", "value"):
@@ -47,7 +47,16 @@ def test_heads_become_narrower_exactly(attention, tmp_path):
         assert torch.equal(other(tokens(5)), result.model.eval()(tokens(5)))
 
 
-@pytest.mark.parametrize("attention", [Dino, GroupedHeads, Separate])
+@pytest.mark.parametrize("attention", BY_HEAD)
+def test_whole_heads_go_where_their_channels_cannot(attention):
+    result = pruned(attention)
+    kept = result.spec.layers["attentions.0.qkv"].out
+    heads = [{c // 8 % 4 for c in kept if c // 32 == part} for part in range(3)]
+    assert len(kept) == 24 * len(heads[0]) < 96 and heads.count(heads[0]) == 3
+    assert result.model(torch.randn(5, 6, 8)).shape == (5, 6, 3)
+
+
+@pytest.mark.parametrize("attention", [Cosine, Dino, GroupedHeads, Separate])
 def test_pruning_twice_equals_one_spec(attention):
     first = pruned(attention)
     second = d2prune.prune(first.model, 0.3, allocation="uniform", example_inputs=tokens())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2prune.core.labels import Sized, along, merge, spread, support
+from d2prune.core.labels import Sized, along, merge, support
 from d2prune.core.operators.call import Bound, Labels, keep, sized, tensors_in
 
 
@@ -59,12 +59,12 @@ def choose(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
 def by_channel(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
     """Pooling, resampling and the like work on each channel alone; dimension 1 has the channels."""
     x = next(t for t in tensors_in(bound) if labels.of(t))
-    values = along(labels.of(x), 1)
-    others = tuple(s for s in labels.of(x) if support(s) != (1,))
+    through = tuple(s for s in labels.of(x) if support(s) in ((0,), (1,)))
+    others = tuple(s for s in labels.of(x) if support(s) not in ((0,), (1,)))
     keep(labels, others, f"lie along a dimension that {func._schema.name} resamples")
     for result in tensors_in([out]):
-        if values is not None and result.dim() == x.dim() and result.shape[1] == x.shape[1]:
-            labels.set(result, (spread(values, 1, result.dim(), values),))
+        if result.shape[:2] == x.shape[:2]:
+            labels.set(result, through)
 
 
 def batch_norm(labels: Labels, func: Any, bound: Bound, out: Any) -> None:

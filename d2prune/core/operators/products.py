@@ -52,7 +52,8 @@ def convolution(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
     x, weight, groups = bound["input"], bound["weight"], bound["groups"]
     book = labels.book
     given = along(labels.of(x), 1)
-    others = tuple(s for s in labels.of(x) if support(s) != (1,))
+    pictures = tuple(s for s in labels.of(x) if support(s) == (0,))
+    others = tuple(s for s in labels.of(x) if support(s) not in ((0,), (1,)))
     keep(labels, others, "lie along a dimension that a convolution slides over")
     first, second = along(labels.of(weight), 0), along(labels.of(weight), 1)
     out_labels, in_labels = (second, first) if bound["transposed"] else (first, second)
@@ -62,7 +63,7 @@ def convolution(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
         made = _grouped(book, given, in_labels, out_labels, groups, bound["transposed"])
     rows: Sized = (channels_only(out), () if made is None else (spread(made, 1, out.dim(), made),))
     bias = by_channel_values(labels, bound, ("bias",), out)
-    labels.set(out, merge(book, [rows, *bias], out.shape))
+    labels.set(out, (*pictures, *merge(book, [rows, *bias], out.shape)))
 
 
 def _tied_or_kept(book: Book, one: Tensor | None, two: Tensor | None) -> Tensor | None:
