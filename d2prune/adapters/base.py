@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from d2prune.adapters.shapes import refresh_shapes
 from d2prune.errors import PruneError
 
 Class = TypeVar("Class", bound=type)
@@ -52,7 +53,8 @@ class Adapter:
         return {}
 
     def after_resize(self, model: nn.Module) -> None:
-        """Brings integers that repeat a width (``ShapeSpec``s, say) up to date."""
+        """Brings integers that repeat a width up to date; by itself those of backbones and FPNs."""
+        refresh_shapes(model)
 
 
 _ADAPTERS: dict[type | str, Adapter] = {}
