@@ -9,6 +9,7 @@ from d2prune.adapters import (  # noqa: F401  (they register)
     segmentation,
     solov2,
 )
-from d2prune.adapters.base import Adapter, Target, find_adapter, register_adapter
+from d2prune.adapters.base import Adapter, find_adapter, register_adapter
+from d2prune.adapters.target import Target
 
 __all__ = ["Adapter", "Target", "find_adapter", "register_adapter"]

@@ -27,7 +27,7 @@ class Dense(nn.Module):
 
 
 class Gain(nn.Module):
-    """A scale for each channel, and a mean that it takes off; it asks for the width that it was built with."""
+    """A scale for each channel, and a mean that it takes off; it asks for the width it was built with."""
 
     def __init__(self, width):
         super().__init__()
