@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from d2prune.adapters.base import PROOF_SIZE, Adapter, flatten, random_images
+from d2prune.adapters.images import normalized
 from d2prune.errors import PruneError
 
 logger = logging.getLogger(__name__)
@@ -28,12 +29,19 @@ class GenericAdapter(Adapter):
     What comes out of a part stays whole, so whatever else reads it, in training too, still fits.
     """
 
+    calls: Mapping[str, int]
+    """How often each part runs, by its dotted path."""
+
     def __init__(self, run: Callable[[nn.Module, Tensor], object], calls: Mapping[str, int]) -> None:
         self._run = run
-        self._calls = calls
+        self.calls = calls
 
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
-        """See :meth:`Adapter.dense`. Unless costs are counted, the run ends with the last part."""
+        """See :meth:`Adapter.dense`.
+
+        The run ends with the last part. What comes after it is not counted either: how often it runs
+        hangs on the picture.
+        """
         found: dict[str, Tensor] = {}
         seen: Counter[str] = Counter()
 
@@ -41,10 +49,10 @@ class GenericAdapter(Adapter):
             seen[path] += 1
             name = path if seen[path] == 1 else f"{path}/{seen[path]}"
             found.update({n: t.clone() for n, t in flatten(output, name).items()})
-            if training_branches and all(seen[part] >= count for part, count in self._calls.items()):
+            if all(seen[part] >= count for part, count in self.calls.items()):
                 raise _AllSeenError
 
-        with _hooked({path: model.get_submodule(path) for path in self._calls}, note):
+        with _hooked({path: model.get_submodule(path) for path in self.calls}, note):
             try:
                 self._run(model, images)
             except _AllSeenError:
@@ -57,7 +65,7 @@ class _AllSeenError(Exception):
 
 
 def generic_adapter(model: nn.Module) -> GenericAdapter:
-    """Observes one run of a copy of ``model``, in float64 as proofs are made, to find its parts.
+    """Observes one run of a copy of ``model`` to find its parts; these must run in float64, too, for proofs.
 
     It is called as Detectron2 calls models, with a list of dicts; where that fails, its ``backbone`` alone.
 
@@ -68,18 +76,20 @@ def generic_adapter(model: nn.Module) -> GenericAdapter:
     has_backbone = isinstance(getattr(model, "backbone", None), nn.Module)
     for run in (_run_whole, _run_backbone) if has_backbone else (_run_whole,):
         try:
-            calls = _observe(copy.deepcopy(model).double().eval(), run)
+            adapter = GenericAdapter(run, _observe(copy.deepcopy(model).float().eval(), run))
+            with torch.no_grad():
+                adapter.dense(*_ready(copy.deepcopy(model).double().eval()), training_branches=True)
         except Exception as error:  # a model may raise anything when called in a way it does not know
             failed = failed or f"{type(error).__name__}: {error}"[:200]
             continue
-        if calls:
+        if adapter.calls:
             logger.warning(
-                "no adapter for %s: only the inside of %s is pruned, and what comes out of %s stays whole%s. "
+                "no adapter for %s: only the inside of %s is pruned, and what comes out of it stays whole%s. "
                 "An adapter (@d2prune.register_adapter) would say more",
-                name, ", ".join(calls), "it" if len(calls) == 1 else "them",
+                name, ", ".join(adapter.calls),
                 f" (its own forward does not run on images alone: {failed})" if failed else "",
             )  # fmt: skip
-            return GenericAdapter(run, calls)
+            return adapter
     raise PruneError(
         f"no adapter for {name}: pass example_inputs= (and forward_fn= where model(example_inputs) is not "
         "what to run), or register one with @d2prune.register_adapter; as a model of Detectron2's kind it "
@@ -93,7 +103,14 @@ def _run_whole(model: nn.Module, images: Tensor) -> object:
 
 
 def _run_backbone(model: nn.Module, images: Tensor) -> object:
-    return model.backbone(images / 255)
+    tells = hasattr(model, "normalizer") or (hasattr(model, "pixel_mean") and hasattr(model, "pixel_std"))
+    return model.backbone(normalized(model, images) if tells else images)
+
+
+def _ready(model: nn.Module) -> tuple[nn.Module, Tensor]:
+    """The model, and the images that it is observed on."""
+    parameter = next(model.parameters())
+    return model, random_images(PROOF_SIZE, OBSERVED).to(parameter.device, parameter.dtype)
 
 
 def _observe(model: nn.Module, run: Callable[[nn.Module, Tensor], object]) -> dict[str, int]:
@@ -106,8 +123,7 @@ def _observe(model: nn.Module, run: Callable[[nn.Module, Tensor], object]) -> di
         dense[path] = dense.get(path, True) and _reads_tensors(given) and _gives_maps(output)
 
     with torch.no_grad(), _hooked({path: module for path, module in model.named_modules() if path}, note):
-        parameter = next(model.parameters())
-        run(model, random_images(PROOF_SIZE, OBSERVED).to(parameter.device, parameter.dtype))
+        run(*_ready(model))
     held = {
         path for path, ok in dense.items() if ok and any(True for _ in model.get_submodule(path).parameters())
     }

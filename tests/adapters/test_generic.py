@@ -6,12 +6,12 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_model
-from families import tells_its_widths
+from families import build, small_zoo_cfg, stands, tells_its_widths
 from torch import nn
 from torch.nn import functional as F
 
 import d2prune
-from d2prune.adapters import Target
+from d2prune.adapters import Target, base
 from d2prune.adapters.generic import GenericAdapter
 from d2prune.errors import PruneError
 
@@ -102,11 +102,11 @@ def test_parts_are_pruned_inside_and_what_comes_out_of_them_stays(caplog, tmp_pa
     assert all(p.grad is not None for p in loaded.parameters())
 
 
-def test_what_runs_after_a_choice_is_counted_as_it_is_run():
+def test_what_runs_after_a_choice_is_not_counted():
     macs = prune(made_up()).before.macs
     only_parts = 64 * 96 * 27 * 16 // 4 + 64 * 96 // 16 * 9 * (16 * 16 + 16 * 24 + 16 * 32)
     only_parts += 64 * 96 // 64 * 9 * (24 * 16 + 16 * 32) + (64 * 96 // 16 + 64 * 96 // 64) * 32 * 4
-    assert macs == only_parts + 3 * 16 * 8
+    assert macs == only_parts
 
 
 class Asking(MadeUp):
@@ -157,3 +157,12 @@ def test_inputs_of_ones_own_go_before():
     images = torch.rand(1, 3, 64, 64)
     assert Target(made_up(), [[{"image": images[0]}]]).adapter is None
     assert isinstance(Target(made_up()).adapter, GenericAdapter)
+
+
+def test_detectron2s_own_models_would_stand_without_their_adapters(monkeypatch, tmp_path):
+    monkeypatch.setattr(base, "_ADAPTERS", {})
+    change = {"MODEL.RETINANET.NORM": "GN", "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0}
+    result = stands(
+        lambda: build(small_zoo_cfg("COCO-Detection/retinanet_R_50_FPN_1x.yaml", change)), tmp_path
+    )
+    assert {name.split(".")[0] for name in result.proof.compared} == {"backbone", "head"}
