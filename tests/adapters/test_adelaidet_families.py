@@ -10,7 +10,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Keypoints
 from families import SIZE, batch, lively, stands, trains
-from small_models import small_cfg
+from small_models import PANOPTIC, small_cfg
 from torch import nn
 from torchvision.ops import roi_align
 
@@ -18,7 +18,7 @@ import d2prune
 from d2prune.adapters import Target
 from d2prune.adapters.shapes import refresh_shapes
 from d2prune.errors import PruneError
-from d2prune.modeling import HAS_ADELAIDET
+from d2prune.modeling import HAS_ADELAIDET, basis_sem_from_instances
 
 if not HAS_ADELAIDET:
     pytest.skip("AdelaiDet (adet.modeling) can't be imported here", allow_module_level=True)
@@ -180,13 +180,13 @@ def test_meinst_stands(tmp_path):
         model.proposal_generator.iou_loss = Distance()
         return model
 
-    stands(make_meinst, tmp_path, one_class(), left=LEFT)
+    stands(make_meinst, tmp_path, one_class(), amount=0.5, left=LEFT)
 
 
 def test_fcpose_stands(tmp_path):
     maps = {"keypoint_heatmap": heatmaps(2), "p3_output_list": heatmaps(8), "head_heatmap": heatmaps(2)}
     items = one_class(**maps, gt_keypoints=lambda gt: Keypoints(torch.full((len(gt), 17, 3), 10.0)))
-    result = stands(lambda: make("OneStageDetector", FCPOSE), tmp_path, items[:1], left=LEFT)
+    result = stands(lambda: make("OneStageDetector", FCPOSE), tmp_path, items[:1], amount=0.5, left=LEFT)
     filters = result.model.proposal_generator.fcpose_head.atten_producer
     tower = result.model.proposal_generator.fcos.fcos_head.bbox_tower[0]
     assert filters.in_features == 9 * tower.out_channels < 9 * 256 and filters.out_features == 2737
@@ -201,7 +201,7 @@ def test_batext_stands(recognizer, tmp_path, monkeypatch):
     monkeypatch.setattr("adet.structures.beziers.Beziers.__len__", lambda b: len(b.tensor), raising=False)
     items = one_class(beziers=beziers, text=lambda gt: torch.randint(0, 90, (len(gt), 25)))
     change = {**BATEXT, "MODEL.BATEXT.RECOGNIZER": recognizer}
-    stands(lambda: make("OneStageRCNN", change), tmp_path, items, left=(*LEFT, *RECURRENT))
+    stands(lambda: make("OneStageRCNN", change), tmp_path, items, amount=0.5, left=(*LEFT, *RECURRENT))
 
 
 RECURRENT = (
@@ -224,6 +224,16 @@ def align_boxes(features, curves, scale, height, width, ratio, aligned):
 
 def no_gradient(gradient, curves, scale, height, width, *rest):
     return gradient.new_zeros(rest[:4])
+
+
+def test_panoptic_blendmask_stands(tmp_path):
+    pairs = [PANOPTIC[i : i + 2] for i in range(0, len(PANOPTIC), 2)]
+    items = batch()
+    for item in items:
+        item["basis_sem"] = basis_sem_from_instances(item["instances"], item["image"].shape[1:])
+        item["sem_seg"] %= 3
+    result = stands(lambda: make("BlendMask", dict(pairs)), tmp_path, items, amount=0.5, left=LEFT)
+    assert {"sem_seg", "basis_sem", "bases"} <= set(result.proof.compared)
 
 
 def test_solov2_is_run_as_it_runs_itself():
