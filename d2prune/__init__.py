@@ -11,6 +11,7 @@ from d2prune.adapters import Adapter, register_adapter
 from d2prune.checkpoint import PruningCheckpointer, load, save
 from d2prune.config import add_prune_config, get_cfg
 from d2prune.core.importance import register_criterion
+from d2prune.core.layouts import register_layer
 from d2prune.core.spec import PruneSpec
 from d2prune.engine.prune import PruneResult, prune
 from d2prune.engine.traceable import traceable
@@ -38,6 +39,7 @@ __all__ = [
     "rebuild",
     "register_adapter",
     "register_criterion",
+    "register_layer",
     "save",
     "traceable",
 ]

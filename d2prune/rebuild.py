@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from d2prune.adapters import find_adapter
+from d2prune.adapters import Adapter, find_adapter
 from d2prune.core.layers import ConvNd, Keep, axis_width
 from d2prune.core.repeats import install
 from d2prune.core.spec import PruneSpec, compose
@@ -47,32 +47,29 @@ def prune_further(model: Model, spec: PruneSpec) -> Model:
 
 
 def _apply(model: Model, spec: PruneSpec, recorded: PruneSpec) -> Model:
-    adapter = find_adapter(model)
-    resize(model, _fit(model, spec, _branches(model)))
+    adapter = find_adapter(model) or Adapter()
+    resize(model, _fit(model, spec, adapter.training_only(model)))
     install(model, recorded.corrections)
     model.prune_spec = recorded
-    if adapter is not None:
-        adapter.after_resize(model)
+    adapter.after_resize(model)
     return model
 
 
-def _branches(model: nn.Module) -> Mapping[str, str]:
-    adapter = find_adapter(model)
-    return adapter.training_only(model) if adapter is not None else {}
+def _belongs(name: str, branch: str) -> bool:
+    return f"{name}.".startswith(f"{branch}.")
 
 
 def _inside(model: nn.Module, branch: str) -> list[str]:
-    modules = model.named_modules()
-    return [n for n, m in modules if n.startswith(branch + ".") and isinstance(m, ConvNd)]
+    return [n for n, m in model.named_modules() if _belongs(n, branch) and isinstance(m, ConvNd)]
 
 
 def _compose(model: nn.Module, before: PruneSpec, spec: PruneSpec) -> PruneSpec:
     """``before``, then ``spec``; training-only layers may have come or gone since ``before``."""
     both = compose(before, spec)
     layers, widths = dict(both.layers), dict(both.widths)
-    for branch, source in _branches(model).items():
+    for branch, source in (find_adapter(model) or Adapter()).training_only(model).items():
         inside = _inside(model, branch)
-        for name in [n for n in layers if n.startswith(branch + ".") and not inside]:
+        for name in [n for n in layers if _belongs(n, branch) and not inside]:
             del layers[name], widths[name]
         kept = layers[source].out if source in layers else None
         if inside and kept is not None:
@@ -87,7 +84,7 @@ def _fit(model: nn.Module, spec: PruneSpec, branches: Mapping[str, str]) -> Prun
     present = {name: module for name, module in model.named_modules()}
 
     def missing(name: str) -> bool:
-        return name not in present and any(name.startswith(branch + ".") for branch in branches)
+        return name not in present and any(_belongs(name, branch) for branch in branches)
 
     layers = {name: keep for name, keep in spec.layers.items() if not missing(name)}
     widths = {name: spec.widths[name] for name in layers}

@@ -1,6 +1,15 @@
 """One class per meta-architecture, owning all its special cases."""
 
-from d2prune.adapters import fcos, rcnn, retinanet, segmentation  # noqa: F401  (they register)
-from d2prune.adapters.base import Adapter, Target, find_adapter, register_adapter
+from d2prune.adapters import (  # noqa: F401  (they register)
+    batext,
+    condinst,
+    fcos,
+    rcnn,
+    retinanet,
+    segmentation,
+    solov2,
+)
+from d2prune.adapters.base import Adapter, find_adapter, register_adapter
+from d2prune.adapters.target import Target
 
 __all__ = ["Adapter", "Target", "find_adapter", "register_adapter"]

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from d2prune.adapters.shapes import refresh_shapes
 from d2prune.errors import PruneError
 
 Class = TypeVar("Class", bound=type)
@@ -52,7 +52,8 @@ class Adapter:
         return {}
 
     def after_resize(self, model: nn.Module) -> None:
-        """Brings integers that repeat a width (``ShapeSpec``s, say) up to date."""
+        """Brings integers that repeat a width up to date; by itself those of backbones and FPNs."""
+        refresh_shapes(model)
 
 
 _ADAPTERS: dict[type | str, Adapter] = {}
@@ -87,71 +88,10 @@ def unknown(part: nn.Module | None, role: str, expected: str) -> PruneError:
     )
 
 
-class Target:
-    """A model's dense forward with its input fixed: what is traced, counted and compared."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        example_inputs: Any = None,
-        forward_fn: Callable[[nn.Module, Any], Any] | None = None,
-        count_size: Size | None = None,
-    ) -> None:
-        self.adapter = find_adapter(model) if forward_fn is None else None
-        if self.adapter is None and example_inputs is None:
-            raise PruneError(
-                f"no adapter for {type(model).__name__}: pass example_inputs= (and forward_fn= where "
-                "model(example_inputs) is not what to run), or register one with "
-                "@d2prune.register_adapter"
-            )
-        self.forward_fn = forward_fn
-        self.inputs = example_inputs if example_inputs is not None else random_images(PROOF_SIZE)
-        self.counted = self.inputs
-        if self.adapter is not None and example_inputs is None:
-            self.counted = torch.empty(1, 3, *(count_size or TEST_SIZE), device="meta")
-
-    def outputs(self, model: nn.Module) -> Mapping[str, Tensor]:
-        """All dense outputs, training branches included, on the fixed input."""
-        return self._run(model, self.inputs, training_branches=True)
-
-    def inference(self, model: nn.Module) -> Mapping[str, Tensor]:
-        """What one image costs: the dense outputs that inference needs."""
-        return self._run(model, self.counted, training_branches=False)
-
-    def dense(self, model: nn.Module, images: Tensor) -> Mapping[str, Tensor]:
-        """All dense outputs on other images than the fixed ones; gradients flow to them."""
-        return self._run(model, images, training_branches=True)
-
-    def _run(self, model: nn.Module, inputs: Any, training_branches: bool) -> Mapping[str, Tensor]:
-        inputs = tree_map(lambda value: _like(value, model), inputs)
-        if self.adapter is not None:
-            return self.adapter.dense(model, inputs, training_branches)
-        if self.forward_fn is not None:
-            return flatten(self.forward_fn(model, inputs))
-        return flatten(_call(model, inputs))
-
-
-def _call(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
-
-
 def random_images(size: Size, count: int = 1) -> Tensor:
     """(count, 3, H, W) noise of 0..255, the same each time."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(count, 3, *size, generator=generator) * 255
-
-
-def _like(value: Any, model: nn.Module) -> Any:
-    """A float tensor on the model's device and in its dtype; other values as they are."""
-    if not isinstance(value, Tensor):
-        return value
-    parameter = next(model.parameters())
-    if value.is_meta and not parameter.is_meta:
-        value = torch.zeros_like(value, device=parameter.device)
-    dtype = parameter.dtype if value.is_floating_point() else value.dtype
-    return value.to(parameter.device, dtype)
 
 
 def flatten(value: Any, name: str = "output") -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ from d2prune.adapters.base import Adapter, register_adapter, unknown
 from d2prune.adapters.images import padded
 from d2prune.adapters.roi_heads import roi_outputs
 from d2prune.adapters.segmentation import semantic_outputs
-from d2prune.adapters.shapes import refresh_shapes
 
 PRECOMPUTED = 1000
 """Boxes an image where no proposal network runs: Detectron2's PRECOMPUTED_PROPOSAL_TOPK_TEST."""
@@ -40,7 +39,7 @@ class RCNNAdapter(Adapter):
 
     def after_resize(self, model: nn.Module) -> None:
         """Tells the widths of the backbone and of the box heads anew."""
-        refresh_shapes(model)
+        super().after_resize(model)
         for head in model.modules():
             if isinstance(head, FastRCNNConvFCHead):
                 _refresh_box_head(head)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from d2prune.adapters.base import Adapter, register_adapter
 from d2prune.adapters.images import features_of
-from d2prune.adapters.shapes import refresh_shapes
 
 HEADS = ("logits", "deltas", "centerness")
 
@@ -29,7 +28,3 @@ class DenseDetectorAdapter(Adapter):
             for name, tensors in zip(names, lists, strict=False)
             for level, tensor in zip(levels, tensors, strict=True)
         }
-
-    def after_resize(self, model: nn.Module) -> None:
-        """Tells the backbone's new widths."""
-        refresh_shapes(model)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from d2prune.adapters import point_rend
 from d2prune.adapters.base import Adapter, register_adapter, unknown
 from d2prune.adapters.images import features_of
-from d2prune.adapters.shapes import refresh_shapes
 
 
 @register_adapter(SemanticSegmentor)
@@ -24,10 +23,6 @@ class SemanticSegmentorAdapter(Adapter):
         with pooled_whole(model):
             features = features_of(model, images)
             return semantic_outputs(model.sem_seg_head, features, counting=not training_branches)
-
-    def after_resize(self, model: nn.Module) -> None:
-        """Tells the backbone's new widths."""
-        refresh_shapes(model)
 
 
 @register_adapter("detectron2.projects.panoptic_deeplab.panoptic_seg.PanopticDeepLab")

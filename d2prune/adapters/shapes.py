@@ -1,18 +1,30 @@
-"""Detectron2's backbones tell their widths as integers; after a cut these must be told again."""
+"""Backbones tell their widths as integers; after a cut these must be told again."""
 
 from __future__ import annotations
 
+import copy
+import logging
+
+import torch
 from detectron2.layers import CNNBlockBase
-from detectron2.modeling.backbone import FPN, ResNet
+from detectron2.modeling.backbone import FPN, Backbone, ResNet
 from detectron2.modeling.backbone.regnet import AnyNet
 from torch import nn
 
+from d2prune.errors import PruneError
+
+logger = logging.getLogger(__name__)
+ASKED_SIZE = 256
+"""Pixels a side that an unknown backbone is asked on: a multiple of any pyramid's largest stride."""
+
 
 def refresh_shapes(model: nn.Module) -> None:
-    """Brings ``output_shape()`` of every FPN, ResNet and RegNet in ``model`` up to date, and their blocks."""
+    """Brings ``output_shape()`` of every backbone in ``model`` up to date, and what else repeats a width."""
     for module in model.modules():
         if isinstance(module, CNNBlockBase):
             _refresh_block(module)
+        elif type(module).__name__ == "SingleBiFPN":  # AdelaiDet's
+            _refresh_bifpn(module)
     for module in model.modules():
         if isinstance(module, FPN):
             _refresh_fpn(module)
@@ -20,6 +32,8 @@ def refresh_shapes(model: nn.Module) -> None:
             _refresh_stages(module, dict(zip(module.stage_names, module.stages, strict=True)))
         elif isinstance(module, AnyNet):
             _refresh_stages(module, {name: stage for stage, name in module.stages_and_names})
+        elif isinstance(module, Backbone) and hasattr(module, "_out_feature_channels"):
+            _ask(module)
 
 
 def _refresh_block(block: nn.Module) -> None:
@@ -27,6 +41,19 @@ def _refresh_block(block: nn.Module) -> None:
     convs = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
     if convs:
         block.in_channels, block.out_channels = convs[0].in_channels, convs[-1].out_channels
+
+
+def _refresh_bifpn(level: nn.Module) -> None:
+    """Its forward asks at run time which inputs have ``out_channels`` already and need no lateral layer."""
+    outputs = [m for n, m in level.named_children() if n.startswith("outputs_")]
+    level.out_channels = outputs[0].out_channels
+    for name, lateral in level.named_children():
+        if name.startswith("lateral_") and lateral.in_channels == level.out_channels:
+            raise PruneError(
+                f"a BiFPN of width {level.out_channels} would pass by its layer '{name}', which reads as "
+                "many channels: choose another AMOUNT or ROUND_TO, or keep one of the two whole with "
+                "MODEL.PRUNING.PROTECT"
+            )
 
 
 def _refresh_stages(backbone: nn.Module, stages: dict[str, nn.Module]) -> None:
@@ -43,3 +70,18 @@ def _refresh_fpn(fpn: nn.Module) -> None:
         if layer is not None:  # else pooled from the level before
             width = layer.out_channels
         fpn._out_feature_channels[name] = width
+
+
+def _ask(backbone: nn.Module) -> None:
+    """Any other backbone runs on the meta device, where nothing is computed, to show its widths."""
+    ghost = copy.deepcopy(backbone).to("meta").eval()
+    first = next((m for m in ghost.modules() if isinstance(m, nn.Conv2d)), None)
+    inputs = first.in_channels if first is not None else 3
+    try:
+        with torch.no_grad():
+            features = ghost(torch.empty(1, inputs, ASKED_SIZE, ASKED_SIZE, device="meta"))
+        told = {name: feature.shape[1] for name, feature in features.items()}
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        logger.warning("output_shape() of %s may tell old widths: %s", type(backbone).__name__, error)
+        return
+    backbone._out_feature_channels.update(told)

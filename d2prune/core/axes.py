@@ -14,7 +14,8 @@ from torch.nn.utils import parametrize
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from d2prune.core.labels import Book, Ids, spread
-from d2prune.core.layers import ConvNd, axis_width, is_depthwise, is_layer, parameter_dim
+from d2prune.core.layers import ConvNd, axis_width, has_inputs, is_depthwise, is_layer, parameter_dim
+from d2prune.core.layouts import layout_of, tensors_on
 from d2prune.core.types import SINGLE, Axis, Site
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -34,7 +35,7 @@ class LayerAxis:
 
     def makes(self, axis: Axis) -> bool:
         """Whether channels begin here: the output of a convolution or linear layer."""
-        return axis == "out" and isinstance(self.layer, (*ConvNd, nn.Linear)) and not is_depthwise(self.layer)
+        return axis == "out" and has_inputs(self.layer) and not is_depthwise(self.layer)
 
 
 def whole_layers(model: nn.Module) -> dict[str, str]:
@@ -74,6 +75,9 @@ def _axes(name: str, module: Any, whole: bool) -> Iterator[tuple[str, Axis, Any,
             if tensor is not None and tensor.is_floating_point() and any(s > 1 for s in tensor.shape):
                 path = f"{name}.{leaf}" if name else leaf
                 yield path, "out", tensor, [(tensor, parameter_dim(tensor))]
+    elif layout_of(module) is not None:
+        sides: tuple[Axis, Axis] = ("out", "in")
+        yield from ((name, side, module, tensors) for side in sides if (tensors := tensors_on(module, side)))
     elif not isinstance(module, (*ConvNd, nn.Linear)):
         width = axis_width(module, "out")
         held = [(t, t.dim() - 1) for t in tensors_of(module) if t.shape[-1:] == (width,)]

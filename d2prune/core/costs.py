@@ -19,11 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from d2prune.core.layers import (
     ConvNd,
     axis_width,
+    has_inputs,
     is_depthwise,
     is_layer,
     parameter_dim,
     unfused_attention,
 )
+from d2prune.core.layouts import tensors_on
 from d2prune.core.types import LayerCost, Totals, Widths
 
 Target = Literal["channels", "params", "macs"]
@@ -74,7 +76,7 @@ def measure(
     def count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         positions[module] += _positions(module, inputs[0], output)
 
-    hooks = [m.register_forward_hook(count) for m in names if isinstance(m, (*ConvNd, nn.Linear))]
+    hooks = [m.register_forward_hook(count) for m in names if has_inputs(m)]
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), unfused_attention(), counter:
@@ -100,8 +102,8 @@ def _bare_parameters(model: nn.Module, layers: Mapping[str, LayerCost]) -> dict[
 
 def _positions(module: Any, given: Tensor, output: Tensor) -> int:
     """How often the kernel is applied: output positions, or input ones of a transposed convolution."""
-    if isinstance(module, nn.Linear):
-        return int(output.numel() // module.out_features)
+    if not isinstance(module, ConvNd):
+        return int(output.numel() // axis_width(module, "out"))
     if module.transposed:
         return int(given.numel() // module.in_channels)
     # Hooks of fused convolutions see the norm's or activation's result: same shape, same count.
@@ -120,6 +122,11 @@ def _layer(module: nn.Module, name: str, positions: int) -> LayerCost:
     if isinstance(module, nn.Linear):
         bias = int(module.bias is not None)
         return LayerCost(name, module.out_features, module.in_features, positions, 0, 1, bias)
-    width = axis_width(module, "out")
-    single = sum(p.numel() for p in module.parameters(recurse=False)) / width
-    return LayerCost(name, width, 0, 0, 0, 0, single)
+    out, inp, crossing = axis_width(module, "out"), 0, 0
+    if has_inputs(module):  # registered by a user
+        reading = {id(tensor) for tensor, _ in tensors_on(module, "in")}
+        crossing = sum(t.numel() for t, _ in tensors_on(module, "out") if id(t) in reading)
+        inp = axis_width(module, "in")
+    pair = crossing / (out * inp) if inp else 0
+    single = (sum(p.numel() for p in module.parameters(recurse=False)) - crossing) / out
+    return LayerCost(name, out, inp, positions * pair, 0, pair, single)

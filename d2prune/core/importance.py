@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from d2prune.core.layers import ConvNd, is_depthwise
+from d2prune.core.layouts import layout_of, tensors_on
 from d2prune.core.registry import Registry
 from d2prune.core.spec import target_of
 from d2prune.core.types import Group, Member
@@ -46,9 +47,13 @@ def _norms(model: nn.Module, member: Member) -> Scores | None:
     """(U,) L2 norms of what each unit owns of one layer's weight; None where there is no weight."""
     layer = target_of(model, member.layer)
     weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor):
+    if layout_of(layer) is not None:
+        weight, dim = tensors_on(layer, member.axis)[0]
+        rows = weight.detach().movedim(dim, 0).reshape(weight.shape[dim], -1)
+    elif isinstance(weight, Tensor):
+        rows = _channels_first(layer, weight.detach(), member)
+    else:
         return None
-    rows = _channels_first(layer, weight.detach(), member)
     squares = rows.double().flatten(1).square().sum(1).cpu().numpy()
     norms: Scores = np.sqrt(squares[member.indices].sum(1))
     return norms

@@ -7,7 +7,7 @@ guessed. FrozenBatchNorm2d and its like are known by their shape: one-dimensiona
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d2prune.core.layouts import layout_of, tensors_on
 from d2prune.core.types import Axis
 from d2prune.errors import PruneError
 
@@ -29,6 +30,8 @@ def is_depthwise(layer: nn.Module) -> bool:
 
 def is_layer(layer: object) -> bool:
     """True where :func:`cut` can take channels out."""
+    if isinstance(layer, nn.Module) and layout_of(layer) is not None:
+        return bool(tensors_on(layer, "out"))
     if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
         return False  # one slope for all channels: nothing to take out
     if isinstance(layer, (*ConvNd, nn.Linear)) and "weight" not in layer._parameters:
@@ -36,8 +39,17 @@ def is_layer(layer: object) -> bool:
     return isinstance(layer, Tensor) or _handler(layer) is not None
 
 
+def has_inputs(layer: object) -> bool:
+    """True where a layer's input channels are others than its output channels."""
+    layout = layout_of(layer)
+    return bool(layout.inp) if layout is not None else isinstance(layer, (*ConvNd, nn.Linear))
+
+
 def axis_width(layer: nn.Module, axis: Axis) -> int:
     """Number of channels on an axis of a layer."""
+    if layout_of(layer) is not None:
+        tensor, dim = tensors_on(layer, axis)[0]
+        return tensor.shape[dim]
     if isinstance(layer, ConvNd):
         return layer.out_channels if axis == "out" else layer.in_channels
     if isinstance(layer, nn.Linear):
@@ -94,7 +106,9 @@ def zero_inputs(layer: nn.Module, positions: Sequence[int]) -> None:
 
     A depthwise convolution keeps channels apart, so it is its consumers' columns that count.
     """
-    if isinstance(layer, nn.Linear):
+    if layout_of(layer) is not None:
+        _zero(tensors_on(layer, "in"), positions)
+    elif isinstance(layer, nn.Linear):
         layer.weight.data[:, list(positions)] = 0
     elif isinstance(layer, ConvNd) and layer.transposed:
         layer.weight.data[list(positions)] = 0
@@ -108,13 +122,18 @@ def zero_inputs(layer: nn.Module, positions: Sequence[int]) -> None:
 def zero_outputs(layer: nn.Module | Tensor, positions: Sequence[int]) -> None:
     """Zeroes all that a layer, or a bare parameter, adds to its channels ``positions``, in place."""
     if isinstance(layer, Tensor):
-        layer.data.index_fill_(parameter_dim(layer), torch.tensor(positions, device=layer.device), 0)
-        return
+        return _zero([(layer, parameter_dim(layer))], positions)
+    if layout_of(layer) is not None:
+        return _zero(tensors_on(layer, "out"), positions)
     transposed = isinstance(layer, ConvNd) and layer.transposed
     for name, tensor in layer.named_parameters(recurse=False):
         dim = 1 if transposed and name == "weight" and not is_depthwise(layer) else 0
-        where = [p % tensor.shape[dim] for p in positions]
-        tensor.data.index_fill_(dim, torch.tensor(where, device=tensor.device), 0)
+        _zero([(tensor, dim)], [p % tensor.shape[dim] for p in positions])
+
+
+def _zero(tensors: Iterable[tuple[Tensor, int]], positions: Sequence[int]) -> None:
+    for tensor, dim in tensors:
+        tensor.data.index_fill_(dim, torch.tensor(positions, device=tensor.device), 0)
 
 
 @contextmanager
@@ -196,6 +215,15 @@ def _cut_layernorm(layer: Layer, keep: Keep) -> None:
     layer.normalized_shape = (*layer.normalized_shape[:-1], len(keep.out))
 
 
+def _cut_registered(layer: Layer, keep: Keep) -> None:
+    layout = layout_of(layer)
+    assert layout is not None, "_handler() chose by it"
+    for places, kept in ((layout.out, keep.out), (layout.inp, keep.inp)):
+        for name, dim in places.items():
+            select(layer, name, dim, kept)
+    layout.after_cut(layer)
+
+
 def _cut_prelu(layer: Layer, keep: Keep) -> None:
     if keep.out is not None and layer.num_parameters > 1:
         select(layer, "weight", 0, keep.out)
@@ -212,6 +240,8 @@ _HANDLERS: dict[type[nn.Module] | tuple[type[nn.Module], ...], Callable[[Layer, 
 
 
 def _handler(layer: object) -> Callable[[Layer, Keep], None] | None:
+    if layout_of(layer) is not None:
+        return _cut_registered
     for kind, handler in _HANDLERS.items():
         if isinstance(layer, kind):
             return handler

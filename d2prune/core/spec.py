@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from d2prune.core.layers import ConvNd, Keep, axis_width, groups_after, is_layer, parameter_dim
+from d2prune.core.layers import Keep, axis_width, groups_after, has_inputs, is_layer, parameter_dim
 from d2prune.core.repeats import corrected, positions
 from d2prune.core.types import Axis, Correction, PrunePlan, Repeat, Site
 from d2prune.errors import PruneError
@@ -218,5 +218,4 @@ def widths_of(model: nn.Module, name: str) -> tuple[int | None, int | None]:
         return int(target.shape[parameter_dim(target)]), None
     if not is_layer(target):
         raise AttributeError(f"{name} is no layer that holds channels")
-    has_inputs = isinstance(target, (*ConvNd, nn.Linear))
-    return axis_width(target, "out"), axis_width(target, "in") if has_inputs else None
+    return axis_width(target, "out"), axis_width(target, "in") if has_inputs(target) else None

@@ -1,8 +1,9 @@
 """After a prune, a backbone's output_shape() tells the channels that really come out."""
 
 import torch
-from detectron2.modeling import build_model
+from detectron2.modeling import Backbone, build_model
 from small_models import RT, small_cfg
+from torch import nn
 
 import d2prune
 
@@ -22,3 +23,48 @@ def test_output_shapes_are_those_of_the_features():
         for name, block in pruned.backbone.bottom_up.named_modules():
             if hasattr(block, "conv2"):
                 assert block.in_channels == block.conv1.in_channels, name
+
+
+class Levels(Backbone):
+    """A backbone that d2prune has never heard of."""
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.high = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 24, 3, 2, 1)
+        self._out_features = ["low", "high"]
+        self._out_feature_channels = {"low": 16, "high": 24}
+        self._out_feature_strides = {"low": 2, "high": 4}
+
+    def forward(self, x):
+        low = self.low(x).relu()
+        return {"low": low, "high": self.high(low).relu()}
+
+
+class Picky(Levels):
+    def forward(self, x):
+        if x.is_meta:
+            raise RuntimeError("not on meta")
+        return super().forward(x)
+
+
+def pruned_backbone(kind):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"backbone": kind(), "head": nn.Conv2d(24, 2, 1)})
+    image = torch.rand(1, 3, 64, 64)
+    run = lambda m, x: m["head"](m["backbone"](x)["high"])  # noqa: E731
+    return d2prune.prune(model, 0.5, allocation="uniform", example_inputs=image, forward_fn=run).model[
+        "backbone"
+    ]
+
+
+def test_a_backbone_of_ones_own_is_asked():
+    backbone = pruned_backbone(Levels)
+    told = {name: shape.channels for name, shape in backbone.output_shape().items()}
+    assert told == {"low": backbone.low.out_channels, "high": backbone.high.out_channels}
+    assert told["low"] < 16 and told["high"] < 24
+
+
+def test_one_that_does_not_answer_is_said(caplog):
+    backbone = pruned_backbone(Picky)
+    assert backbone.high.out_channels < 24
+    assert "output_shape() of Picky may tell old widths: not on meta" in caplog.text

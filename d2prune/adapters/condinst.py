@@ -1,0 +1,38 @@
+"""AdelaiDet's CondInst, and BoxInst, which is the same class with other losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from d2prune.adapters.base import register_adapter
+from d2prune.adapters.fcos import FCOSAdapter
+from d2prune.adapters.images import features_of
+from d2prune.adapters.one_stage import fcos_outputs
+
+
+@register_adapter("adet.modeling.condinst.condinst.CondInst")
+class CondInstAdapter(FCOSAdapter):
+    """Stops before the filters that the controller makes for each instance are laid over the mask features.
+
+    Both are outputs: how many numbers a filter has is fixed by the config (Tian et al., arXiv 2003.05664).
+    """
+
+    def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
+        """See :meth:`Adapter.dense`."""
+        features = features_of(model, images)
+        branch = model.mask_branch
+        masks, _ = branch(features)
+        outputs = {"masks": masks, **fcos_outputs(model.proposal_generator, features, model.controller)}
+        if training_branches and hasattr(branch, "seg_head"):
+            outputs["semantic"] = branch.logits(branch.seg_head(features[branch.in_features[0]]))
+        return outputs
+
+    def training_only(self, model: nn.Module) -> Mapping[str, str]:
+        """The semantic branch exists with MODEL.CONDINST.MASK_BRANCH.SEMANTIC_LOSS_ON only."""
+        level = model.mask_branch.in_features[0].removeprefix("p")
+        return {
+            "mask_branch.seg_head": f"backbone.fpn_output{level}",
+            "mask_branch.logits": "mask_branch.seg_head.1.0",
+        }
