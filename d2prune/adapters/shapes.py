@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from detectron2.layers import CNNBlockBase
+from detectron2.modeling import MViT, SimpleFeaturePyramid, ViT
 from detectron2.modeling.backbone import FPN, ResNet
 from detectron2.modeling.backbone.regnet import AnyNet
 from torch import nn
 
 
 def refresh_shapes(model: nn.Module) -> None:
-    """Brings ``output_shape()`` of every FPN, ResNet and RegNet in ``model`` up to date, and their blocks."""
+    """Brings ``output_shape()`` of every backbone of Detectron2 in ``model`` up to date, and their blocks."""
     for module in model.modules():
         if isinstance(module, CNNBlockBase):
             _refresh_block(module)
@@ -20,6 +21,8 @@ def refresh_shapes(model: nn.Module) -> None:
             _refresh_stages(module, dict(zip(module.stage_names, module.stages, strict=True)))
         elif isinstance(module, AnyNet):
             _refresh_stages(module, {name: stage for stage, name in module.stages_and_names})
+        elif isinstance(module, (MViT, SimpleFeaturePyramid, ViT)):
+            _refresh_transformer(module)
 
 
 def _refresh_block(block: nn.Module) -> None:
@@ -43,3 +46,16 @@ def _refresh_fpn(fpn: nn.Module) -> None:
         if layer is not None:  # else pooled from the level before
             width = layer.out_channels
         fpn._out_feature_channels[name] = width
+
+
+def _refresh_transformer(backbone: nn.Module) -> None:
+    channels = backbone._out_feature_channels
+    if isinstance(backbone, SimpleFeaturePyramid):
+        for name in channels:  # the top block pools: all levels are as wide as the convolutions
+            channels[name] = backbone.stages[-1][-1].out_channels
+    elif isinstance(backbone, ViT):
+        channels.update(dict.fromkeys(channels, backbone.patch_embed.proj.out_channels))
+    else:
+        for name in channels:
+            channels[name] = getattr(backbone, f"{name}_norm").weight.shape[0]
+

@@ -11,7 +11,7 @@ import types
 import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, LazyCall
-from detectron2.layers import CNNBlockBase
+from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import Backbone, build_model
 from detectron2.modeling.backbone import RegNet
 from detectron2.modeling.backbone.regnet import ResBottleneckBlock, SimpleStem
@@ -69,6 +69,21 @@ def small_regnet(**options):
         stem_class=SimpleStem, stem_width=8, block_class=ResBottleneckBlock,
         depth=6, w_a=8, w_0=8, w_m=2, group_width=4, **options,
     )  # fmt: skip
+
+
+def narrow_rcnn(cfg, width: int = 32):
+    """The neck and heads of a Python config's R-CNN, cascaded or not, made small."""
+    cfg.backbone.out_channels = cfg.proposal_generator.head.in_channels = width
+    heads = cfg.roi_heads
+    heads.num_classes, heads.batch_size_per_image = 5, 16
+    for head in heads.box_heads if "box_heads" in heads else [heads.box_head]:
+        head.conv_dims, head.fc_dims = [width] * min(1, len(head.conv_dims)), [64]
+        head.input_shape = ShapeSpec(channels=width, height=7, width=7)
+    for predictor in heads.box_predictors if "box_predictors" in heads else [heads.box_predictor]:
+        predictor.input_shape, predictor.test_topk_per_image = ShapeSpec(channels=64), 10
+    heads.mask_head.input_shape = ShapeSpec(channels=width, height=14, width=14)
+    heads.mask_head.conv_dims = [width, width]
+    return cfg
 
 
 def build(cfg: CfgNode) -> torch.nn.Module:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.config import instantiate
-from detectron2.layers import ShapeSpec
-from families import R18, SIZE, build, dense, lively, small_regnet, small_zoo_cfg, stands
+from families import R18, SIZE, build, dense, lively, narrow_rcnn, small_regnet, small_zoo_cfg, stands
 
 import d2prune
 from d2prune import PruneError
@@ -149,15 +148,7 @@ def lazy(se_ratio):
     cfg.backbone.bottom_up = small_regnet(
         se_ratio=se_ratio, norm="SyncBN", out_features=["s1", "s2", "s3", "s4"]
     )
-    cfg.backbone.out_channels = cfg.proposal_generator.head.in_channels = 32
-    heads = cfg.roi_heads
-    heads.num_classes, heads.box_predictor.test_topk_per_image = 5, 10
-    heads.box_head.conv_dims, heads.box_head.fc_dims = [32], [64]
-    heads.box_head.input_shape = ShapeSpec(channels=32, height=7, width=7)
-    heads.box_predictor.input_shape = ShapeSpec(channels=64)
-    heads.mask_head.input_shape = ShapeSpec(channels=32, height=14, width=14)
-    heads.mask_head.conv_dims = [32, 32]
-    return lively(instantiate(cfg))
+    return lively(instantiate(narrow_rcnn(cfg)))
 
 
 @pytest.mark.parametrize("se_ratio", [0.0, 0.25])
