@@ -13,7 +13,7 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode, LazyCall
 from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import Backbone, build_model
-from detectron2.modeling.backbone import RegNet
+from detectron2.modeling.backbone import BasicStem, BottleneckBlock, RegNet, ResNet
 from detectron2.modeling.backbone.regnet import ResBottleneckBlock, SimpleStem
 from detectron2.structures import Keypoints
 from detectron2.utils.events import EventStorage
@@ -71,9 +71,23 @@ def small_regnet(**options):
     )  # fmt: skip
 
 
+def small_resnet(norm="SyncBN", **options):
+    """ResNet with one bottleneck in each stage: 16, 32, 64, 128."""
+    stages = [
+        LazyCall(ResNet.make_stage)(
+            block_class=BottleneckBlock, num_blocks=1, stride_per_block=[min(width // 16, 2)], norm=norm,
+            in_channels=max(8, width // 2), bottleneck_channels=width // 4, out_channels=width,
+        )
+        for width in (16, 32, 64, 128)
+    ]  # fmt: skip
+    stem = LazyCall(BasicStem)(in_channels=3, out_channels=8, norm=norm)
+    return LazyCall(ResNet)(stem=stem, stages=stages, out_features=["res2", "res3", "res4", "res5"], **options)
+
+
 def narrow_rcnn(cfg, width: int = 32):
     """The neck and heads of a Python config's R-CNN, cascaded or not, made small."""
     cfg.backbone.out_channels = cfg.proposal_generator.head.in_channels = width
+    cfg.proposal_generator.update(pre_nms_topk=(100, 100), post_nms_topk=(50, 50))
     heads = cfg.roi_heads
     heads.num_classes, heads.batch_size_per_image = 5, 16
     for head in heads.box_heads if "box_heads" in heads else [heads.box_head]:

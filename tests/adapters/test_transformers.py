@@ -63,6 +63,7 @@ def square(cfg):
 
 FAMILIES = {
     "vitdet": vitdet,
+    "vitdet bn": partial(vitdet, "BN"),
     "swin mask": partial(swin, MASK),
     "swin cascade": partial(swin, CASCADE, ape=True),
     "mvitv2 mask": partial(mvit, MASK),

@@ -1,0 +1,237 @@
+"""The road by tools/lazyconfig_train_net.py: train, prune, fine-tune, resume, evaluate; what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import default_argument_parser
+from families import lively
+from tiny_blendmask import equal
+from tiny_runs import ROOT, log_of, loggers_put_back, weights_of
+
+import d2prune
+from d2prune.checkpoint import read_checkpoint, read_spec
+from d2prune.engine.lazy import main
+from d2prune.errors import PruneError
+
+CONFIG = Path(__file__).with_name("tiny_lazy.py")
+FILES = {
+    "last_checkpoint", "model_pruned.pth", "pruned.yaml", "pruning_report.html",
+    "pruning_report.json", "pruning_spec.json",
+}  # fmt: skip
+
+
+def lazy(config, output, *words):
+    """Runs the tool's main in this process, with its own arguments."""
+    flags = [word for word in words if word.startswith("--")]
+    opts = [f"train.output_dir={output}", *(word for word in words if word not in flags)]
+    args = default_argument_parser().parse_args(["--config-file", str(config), *flags, *opts])
+    args.imports = []
+    with loggers_put_back():
+        return main(args)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A file as Detectron2 writes one, of a model whose channels differ."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("base") / "model_final.pth"
+    model = lively(instantiate(LazyConfig.load(str(CONFIG)).model))
+    torch.save({"model": model.state_dict(), "iteration": 9}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pruned_run(data, base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lazy") / "run"
+    lazy(CONFIG, folder, "prune.enabled=True", f"train.init_checkpoint={base}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned_run(pruned_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned") / "run"
+    shutil.copytree(pruned_run, folder)
+    weights = f"train.init_checkpoint={folder / 'model_pruned.pth'}"
+    results = lazy(CONFIG, folder, "prune.finetune=True", weights)
+    assert "bbox" in results
+    return folder
+
+
+def report_of(folder):
+    return json.loads((folder / "pruning_report.json").read_text())
+
+
+def test_the_contracts_files_are_there(pruned_run):
+    assert {file.name for file in pruned_run.iterdir()} >= FILES
+    report = report_of(pruned_run)
+    assert report["proof"]["exact"] and abs(report["reached"] - 0.4) < 0.01
+    assert report["input_size"] == [64, 64], "the test size of the data loader"
+    assert [row["name"] for row in report["stages"]] == ["baseline", "pruned"]
+    assert all(row["latency_ms"] and 0 <= row["box_ap"] <= 100 for row in report["stages"])
+    assert not (pruned_run / "metrics.json").exists()
+
+
+def test_the_log_ends_with_the_next_command(pruned_run):
+    last = log_of(pruned_run).rstrip().splitlines()[-1].split()
+    weights = f"train.init_checkpoint={pruned_run / 'model_pruned.pth'}"
+    assert last[-3:] == ["prune.enabled=False", "prune.finetune=True", weights]
+
+
+FRESH = """
+import sys, torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, instantiate
+import d2prune
+config = LazyConfig.load(sys.argv[1])
+model = instantiate(config.model)
+DetectionCheckpointer(model).load(config.train.init_checkpoint)
+torch.save(model.state_dict(), sys.argv[2])
+assert config.prune.enabled is False and model.prune_spec is not None
+"""
+
+
+def environment():
+    """With d2prune and what tests share on the path."""
+    shared = [path for path in sys.path if path.startswith(str(ROOT / "tests"))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *shared])}
+
+
+def fresh_weights(config, path):
+    """Of the model that a new process makes of a pruned config, with Detectron2's own functions."""
+    command = [sys.executable, "-W", "ignore", "-c", FRESH, str(config), str(path)]
+    subprocess.run(command, check=True, env=environment())
+    return torch.load(path)
+
+
+def test_pruned_yaml_builds_the_pruned_model_in_a_fresh_process(pruned_run, tmp_path):
+    weights = fresh_weights(pruned_run / "pruned.yaml", tmp_path / "x.pth")
+    assert equal(weights, weights_of(pruned_run / "model_pruned.pth"))
+
+
+def test_what_yaml_cannot_hold_becomes_python(data, base, tmp_path):
+    config = tmp_path / "odd.py"
+    text = "import torch\nmodel.backbone.norm = lambda channels: torch.nn.GroupNorm(4, channels)\n"
+    config.write_text(CONFIG.read_text() + text)
+    words = ("prune.enabled=True", "prune.verify=False", f"train.init_checkpoint={base}")
+    lazy(config, tmp_path / "a", *words, "model.roi_heads.box_predictor.test_topk_per_image=7")
+    assert not (tmp_path / "a" / "pruned.yaml").exists()
+    weights = fresh_weights(tmp_path / "a" / "pruned.py", tmp_path / "x.pth")
+    assert equal(weights, weights_of(tmp_path / "a" / "model_pruned.pth"))
+    lazy(tmp_path / "a" / "pruned.py", tmp_path / "a", "prune.finetune=True", "train.max_iter=1")
+    again = LazyConfig.load(str(tmp_path / "a" / "pruned.py"))
+    assert again.train.init_checkpoint == str(tmp_path / "a" / "model_final.pth")
+    assert again.pruned_from.file == str(config)
+    assert again.model.roi_heads.box_predictor.test_topk_per_image == 7
+
+
+def test_finetuning_trains_adds_its_row_and_takes_pruned_yaml_over(tuned_run):
+    final, start = (weights_of(tuned_run / f"model_{name}.pth") for name in ("final", "pruned"))
+    assert {k: v.shape for k, v in start.items()} == {k: final[k].shape for k in start}
+    assert not torch.equal(*(w["backbone.bottom_up.stem.conv1.weight"] for w in (final, start)))
+    assert not torch.equal(*(w["backbone.bottom_up.stem.conv1.norm.running_mean"] for w in (final, start)))
+    assert "prune.keep_frozen=True keeps them" in log_of(tuned_run)
+    stages = report_of(tuned_run)["stages"]
+    assert [row["name"] for row in stages] == ["baseline", "pruned", "fine-tuned"]
+    assert stages[2]["iterations"] == 2 and stages[2]["macs"] == stages[1]["macs"]
+    config = LazyConfig.load(str(tuned_run / "pruned.yaml"))
+    assert config.train.init_checkpoint == str(tuned_run / "model_final.pth")
+    assert read_spec(tuned_run / "model_final.pth") == instantiate(config.model).prune_spec
+
+
+def test_frozen_layers_stay_where_that_is_asked_for(pruned_run, tmp_path):
+    weights = f"train.init_checkpoint={pruned_run / 'model_pruned.pth'}"
+    lazy(CONFIG, tmp_path, "prune.finetune=True", weights, "prune.keep_frozen=True", "prune.save_struct=False")
+    final, start = weights_of(tmp_path / "model_final.pth"), weights_of(pruned_run / "model_pruned.pth")
+    assert equal(*({k: v for k, v in w.items() if ".stem." in k} for w in (final, start)))
+    assert "struct" not in torch.load(tmp_path / "model_final.pth", weights_only=False)
+
+
+@pytest.mark.parametrize("config", ["base", "pruned"])
+def test_evaluation_needs_no_flag(tuned_run, tmp_path, config):
+    words = [f"train.init_checkpoint={tuned_run / 'model_final.pth'}"] if config == "base" else []
+    results = lazy(CONFIG if words else tuned_run / "pruned.yaml", tmp_path, "--eval-only", *words)
+    assert results["bbox"]["AP"] == pytest.approx(report_of(tuned_run)["stages"][2]["box_ap"], nan_ok=True)
+
+
+def test_a_second_finetuning_is_refused_in_the_configs_own_words(tuned_run):
+    weights = f"train.init_checkpoint={tuned_run / 'model_pruned.pth'}"
+    with pytest.raises(PruneError, match=r"train.output_dir '.*' holds another run .*; pass --resume"):
+        lazy(CONFIG, tuned_run, "prune.finetune=True", weights)
+
+
+def test_resume_continues_and_never_prunes_again(tuned_run, base, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tuned_run, folder)
+    before = (folder / "model_pruned.pth").stat().st_mtime_ns
+    words = ("prune.enabled=True", "prune.finetune=True", "train.max_iter=3")
+    lazy(CONFIG, folder, "--resume", *words, f"train.init_checkpoint={base}")
+    assert (folder / "model_pruned.pth").stat().st_mtime_ns == before
+    assert "Starting training from iteration 2" in log_of(folder)
+    assert read_checkpoint(folder / "model_final.pth")["iteration"] == 2
+    assert report_of(folder)["stages"][2]["iterations"] == 3
+
+
+def test_resume_of_prune_alone_keeps_the_prune(pruned_run, base, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(pruned_run, folder)
+    before = (folder / "model_pruned.pth").stat().st_mtime_ns
+    assert lazy(CONFIG, folder, "--resume", "prune.enabled=True", f"train.init_checkpoint={base}") == {}
+    assert (folder / "model_pruned.pth").stat().st_mtime_ns == before
+
+
+def test_prune_and_finetune_at_once_from_a_pruned_config(tuned_run, tmp_path):
+    words = ("prune.enabled=True", "prune.finetune=True", "prune.amount=0.2", "train.max_iter=1")
+    lazy(tuned_run / "pruned.yaml", tmp_path, *words)
+    assert report_of(tmp_path)["before"]["macs"] == report_of(tuned_run)["after"]["macs"]
+    again = instantiate(LazyConfig.load(str(tmp_path / "pruned.yaml")).model)
+    assert again.prune_spec == read_spec(tmp_path / "model_final.pth") != read_spec(tuned_run / "model_final.pth")
+
+
+def test_plain_training_trains(data, base, tmp_path):
+    lazy(CONFIG, tmp_path, f"train.init_checkpoint={base}", "train.max_iter=1")
+    assert not equal(weights_of(tmp_path / "model_final.pth"), weights_of(base))
+    assert read_spec(tmp_path / "model_final.pth") is None and not (tmp_path / "pruned.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["prune.enabled=True"], "prune.enabled needs train.init_checkpoint"),
+        (["prune.finetune=True"], "prune.finetune needs train.init_checkpoint"),
+        (["prune.enabled=True", "prune.amount=1.3", "W"], "prune.amount is 1.3; expected a fraction removed"),
+        (["prune.enabled=True", "prune.criterion=foo", "W"], "prune.criterion is 'foo'; expected one of"),
+        (["prune.enabled=True", "prune.protect=[bakbone.*]", "W"], "prune.protect pattern .* matches no module"),
+        (["prune.finetune=True", "W"], "holds no pruning spec: prune it first with prune.enabled=True"),
+        (["train.device=nowhere"], "train.device is 'nowhere', which is not here"),
+    ],
+)
+def test_errors_name_the_configs_own_keys(data, base, tmp_path, words, message):
+    words = [f"train.init_checkpoint={base}" if word == "W" else word for word in words]
+    with pytest.raises(PruneError, match=message) as caught:
+        lazy(CONFIG, tmp_path, *words)
+    assert "MODEL." not in str(caught.value)
+
+
+def test_the_tool_tells_errors_without_a_traceback(tmp_path):
+    script = ROOT / "tools" / "lazyconfig_train_net.py"
+    command = [sys.executable, script, "--config-file", CONFIG, "prune.amuont=1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "lazyconfig_train_net: prune.amuont is unknown; expected one of: enabled" in done.stderr
+
+
+def test_a_model_saved_by_hand_evaluates_too(data, base, tmp_path):
+    config = LazyConfig.load(str(CONFIG))
+    model = instantiate(config.model)
+    model.load_state_dict(weights_of(base))
+    d2prune.save(d2prune.prune(model, 0.3, input_size=(64, 64), verify=False), tmp_path / "x.pth")
+    assert "segm" in lazy(CONFIG, tmp_path, "--eval-only", f"train.init_checkpoint={tmp_path / 'x.pth'}")
