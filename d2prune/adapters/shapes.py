@@ -58,4 +58,3 @@ def _refresh_transformer(backbone: nn.Module) -> None:
     else:
         for name in channels:
             channels[name] = getattr(backbone, f"{name}_norm").weight.shape[0]
-

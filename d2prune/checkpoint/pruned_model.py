@@ -127,7 +127,7 @@ def build_model(
 
 
 def unpruned_cfg(cfg: CfgNode) -> CfgNode:
-    """``cfg`` with a pruned.yaml's base in the place of PrunedModel: for weights that its SPEC does not fit."""
+    """``cfg``, with a pruned.yaml's base in the place of PrunedModel: for weights that SPEC does not fit."""
     if not cfg.MODEL.PRUNING.BASE:
         return cfg
     out = cfg.clone()
@@ -153,7 +153,7 @@ def trusted_struct(path: str) -> nn.Module | None:
 
 
 def build_from_cfg(cfg: CfgNode, build: Callable[[CfgNode], nn.Module] = detectron2_build) -> nn.Module:
-    """The model of ``cfg`` with MODEL.WEIGHTS loaded, pruned or not, in eval mode; see :func:`build_model`."""
+    """The model of ``cfg`` with MODEL.WEIGHTS loaded, pruned or not, in eval mode."""
     model = build_model(cfg, build=build)
     PruningCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     return model.eval()

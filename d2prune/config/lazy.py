@@ -46,7 +46,7 @@ def read_lazy_config(file: str, opts: Sequence[str] = (), imports: Sequence[str]
     try:
         LazyConfig.apply_overrides(config, list(opts))
     except Exception as error:  # Hydra's parser has many of its own
-        raise PruneError(f"expected key=value after the options; got {' '.join(opts)} ({error})") from error
+        raise PruneError(f"expected key=value after the options; got {' '.join(opts)}: {error}") from error
     _complete(config)
     return config
 
@@ -88,7 +88,9 @@ def _same_kind(value: Any, default: Any) -> bool:
 
 def _check_option(config: DictConfig, text: str) -> None:
     """Refuses what would be set and never read; ``+key=value`` adds a key, as in Hydra."""
-    key = text.partition("=")[0]
+    key, equals, _ = text.partition("=")
+    if not equals:
+        raise PruneError(f"expected key=value after the options; got {text}")
     top = key.partition(".")[0]
     # A misspelt key of `prune` is named later, and one of `model` by the class that is called with it.
     known = top in config and (top != "train" or OmegaConf.select(config, key, default=...) is not ...)

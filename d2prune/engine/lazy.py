@@ -1,4 +1,4 @@
-"""Training, pruning, fine-tuning and evaluation by a LazyConfig: all that tools/lazyconfig_train_net.py does."""
+"""Training, pruning, fine-tuning and evaluation by a LazyConfig: tools/lazyconfig_train_net.py."""
 
 from __future__ import annotations
 
@@ -135,7 +135,9 @@ def _check_device(name: str) -> None:
         torch.empty(0, device=name)
     except (AssertionError, RuntimeError) as error:
         default = torch.get_default_device()
-        raise PruneError(f"train.device is '{name}', which is not here; try train.device={default}") from error
+        raise PruneError(
+            f"train.device is '{name}', which is not here; this machine has {default}"
+        ) from error
 
 
 def _build_to_prune(kind: LazyKind, cfg: CfgNode) -> nn.Module:
@@ -167,13 +169,12 @@ def _register_hooks(
         evaluated.update(evaluate(config, trainer.model))
         return evaluated
 
-    settings = config.train
-    trainer.register_hooks([
-        hooks.IterationTimer(),
-        hooks.LRScheduler(scheduler=instantiate(config.lr_multiplier)),
-        *([hooks.PeriodicCheckpointer(checkpointer, **settings.checkpointer)] if comm.is_main_process() else []),
-        hooks.EvalHook(settings.eval_period, evaluate_and_keep),
-    ])  # fmt: skip
-    if comm.is_main_process():
+    settings, first = config.train, comm.is_main_process()
+    scheduler = hooks.LRScheduler(scheduler=instantiate(config.lr_multiplier))
+    trainer.register_hooks([hooks.IterationTimer(), scheduler])
+    if first:
+        trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, **settings.checkpointer)])
+    trainer.register_hooks([hooks.EvalHook(settings.eval_period, evaluate_and_keep)])
+    if first:
         writers = default_writers(settings.output_dir, settings.max_iter)
         trainer.register_hooks([hooks.PeriodicWriter(writers, period=settings.log_period)])

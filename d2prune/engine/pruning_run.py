@@ -89,9 +89,7 @@ def _prune_on_first_rank(cfg: CfgNode, model: nn.Module) -> tuple[PruneResult[nn
     return None, prune_further(copy.deepcopy(model), PruneSpec.from_json(text))
 
 
-def _save(
-    cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], kind: ConfigKind
-) -> record.Report:
+def _save(cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], kind: ConfigKind) -> record.Report:
     folder = cfg.OUTPUT_DIR
     os.makedirs(folder, exist_ok=True)
     checkpointer = PruningCheckpointer(result.model, folder)

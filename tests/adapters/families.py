@@ -81,7 +81,8 @@ def small_resnet(norm="SyncBN", **options):
         for width in (16, 32, 64, 128)
     ]  # fmt: skip
     stem = LazyCall(BasicStem)(in_channels=3, out_channels=8, norm=norm)
-    return LazyCall(ResNet)(stem=stem, stages=stages, out_features=["res2", "res3", "res4", "res5"], **options)
+    outputs = ["res2", "res3", "res4", "res5"]
+    return LazyCall(ResNet)(stem=stem, stages=stages, out_features=outputs, **options)
 
 
 def narrow_rcnn(cfg, width: int = 32):

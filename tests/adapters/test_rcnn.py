@@ -8,7 +8,18 @@ import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.config import instantiate
-from families import R18, SIZE, build, dense, lively, narrow_rcnn, small_regnet, small_resnet, small_zoo_cfg, stands
+from families import (
+    R18,
+    SIZE,
+    build,
+    dense,
+    lively,
+    narrow_rcnn,
+    small_regnet,
+    small_resnet,
+    small_zoo_cfg,
+    stands,
+)
 
 import d2prune
 from d2prune import PruneError

@@ -1,9 +1,10 @@
-"""The road by tools/lazyconfig_train_net.py: train, prune, fine-tune, resume, evaluate; what it leaves behind."""
+"""The road by tools/lazyconfig_train_net.py, and what it leaves behind."""
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,16 @@ def test_the_log_ends_with_the_next_command(pruned_run):
     assert last[-3:] == ["prune.enabled=False", "prune.finetune=True", weights]
 
 
+def test_a_zoos_pickle_is_pruned_like_the_same_weights_elsewhere(pruned_run, base, tmp_path):
+    weights = {name: tensor.numpy() for name, tensor in weights_of(base).items()}
+    content = {"model": weights, "__author__": "Detectron2 Model Zoo"}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content))
+    words = ("prune.enabled=True", "prune.verify=False", f"train.init_checkpoint={tmp_path / 'x.pkl'}")
+    lazy(CONFIG, tmp_path / "run", *words)
+    assert equal(*(weights_of(folder / "model_pruned.pth") for folder in (tmp_path / "run", pruned_run)))
+    assert report_of(tmp_path / "run")["proof"] is None
+
+
 FRESH = """
 import sys, torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -149,7 +160,8 @@ def test_finetuning_trains_adds_its_row_and_takes_pruned_yaml_over(tuned_run):
 
 def test_frozen_layers_stay_where_that_is_asked_for(pruned_run, tmp_path):
     weights = f"train.init_checkpoint={pruned_run / 'model_pruned.pth'}"
-    lazy(CONFIG, tmp_path, "prune.finetune=True", weights, "prune.keep_frozen=True", "prune.save_struct=False")
+    modes = ("prune.finetune=True", "prune.keep_frozen=True", "prune.save_struct=False")
+    lazy(CONFIG, tmp_path, weights, *modes)
     final, start = weights_of(tmp_path / "model_final.pth"), weights_of(pruned_run / "model_pruned.pth")
     assert equal(*({k: v for k, v in w.items() if ".stem." in k} for w in (final, start)))
     assert "struct" not in torch.load(tmp_path / "model_final.pth", weights_only=False)
@@ -193,7 +205,8 @@ def test_prune_and_finetune_at_once_from_a_pruned_config(tuned_run, tmp_path):
     lazy(tuned_run / "pruned.yaml", tmp_path, *words)
     assert report_of(tmp_path)["before"]["macs"] == report_of(tuned_run)["after"]["macs"]
     again = instantiate(LazyConfig.load(str(tmp_path / "pruned.yaml")).model)
-    assert again.prune_spec == read_spec(tmp_path / "model_final.pth") != read_spec(tuned_run / "model_final.pth")
+    first, second = (read_spec(folder / "model_final.pth") for folder in (tuned_run, tmp_path))
+    assert again.prune_spec == second != first
 
 
 def test_plain_training_trains(data, base, tmp_path):
@@ -209,7 +222,7 @@ def test_plain_training_trains(data, base, tmp_path):
         (["prune.finetune=True"], "prune.finetune needs train.init_checkpoint"),
         (["prune.enabled=True", "prune.amount=1.3", "W"], "prune.amount is 1.3; expected a fraction removed"),
         (["prune.enabled=True", "prune.criterion=foo", "W"], "prune.criterion is 'foo'; expected one of"),
-        (["prune.enabled=True", "prune.protect=[bakbone.*]", "W"], "prune.protect pattern .* matches no module"),
+        (["prune.enabled=True", "prune.protect=[bakbone.*]", "W"], "prune.protect pattern .* matches no"),
         (["prune.finetune=True", "W"], "holds no pruning spec: prune it first with prune.enabled=True"),
         (["train.device=nowhere"], "train.device is 'nowhere', which is not here"),
     ],
