@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from d2prune.checkpoint import PruningCheckpointer, build_model
-from d2prune.config.lazy import prune_defaults, read_lazy_config, settings_of
+from d2prune.config.lazy_config import prune_defaults, read_lazy_config, settings_of
 from d2prune.engine import finetuning
 from d2prune.engine.lazy_kind import LazyKind
 from d2prune.engine.pruning_run import run_prune

@@ -22,7 +22,7 @@ PYTHON_FILE = """\
 # The pruned model's config: the one that it was pruned with, changed. Written by d2prune, because that
 # one holds what YAML can't (a lambda, say).
 from d2prune.checkpoint.lazy_model import as_pruned
-from d2prune.config.lazy import read_lazy_config
+from d2prune.config.lazy_config import read_lazy_config
 
 pruned_from = {origin!r}
 globals().update(as_pruned(read_lazy_config(**pruned_from), {spec!r}, {weights!r}).items())
@@ -34,7 +34,7 @@ class LazyKind(ConfigKind):
     """One LazyConfig, and where it came from.
 
     Args:
-        config: as :func:`d2prune.config.lazy.read_lazy_config` gives it.
+        config: as :func:`d2prune.config.lazy_config.read_lazy_config` gives it.
         file, opts, imports: what it was read from.
     """
 

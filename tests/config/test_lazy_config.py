@@ -6,7 +6,7 @@ import pytest
 from detectron2 import model_zoo
 
 from d2prune.config import get_cfg
-from d2prune.config.lazy import prune_defaults, read_lazy_config, settings_of
+from d2prune.config.lazy_config import prune_defaults, read_lazy_config, settings_of
 from d2prune.errors import PruneError
 
 ZOO = "new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py"
