@@ -97,7 +97,7 @@ def train(kind: LazyKind, cfg: CfgNode, resume: bool) -> Results:
 
 def evaluate(config: DictConfig, model: nn.Module) -> Results:
     """dataloader.evaluator's results on dataloader.test; empty where the config names no evaluator."""
-    if "evaluator" not in config.get("dataloader", {}):
+    if config.get("dataloader", {}).get("evaluator") is None:
         return {}
     loader, evaluator = instantiate(config.dataloader.test), instantiate(config.dataloader.evaluator)
     results = inference_on_dataset(model, loader, evaluator)

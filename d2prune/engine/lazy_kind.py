@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode, LazyConfig, instantiate
-from omegaconf import DictConfig
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from d2prune.checkpoint.lazy_model import as_pruned, as_unpruned
@@ -27,6 +28,7 @@ from d2prune.config.lazy_config import read_lazy_config
 pruned_from = {origin!r}
 globals().update(as_pruned(read_lazy_config(**pruned_from), {spec!r}, {weights!r}).items())
 """
+_NAMES = ("_target_", "prune_base")
 _CHANGED = ("--resume", "prune.enabled=", "prune.finetune=", "train.init_checkpoint=")
 
 
@@ -84,7 +86,20 @@ def _yaml(config: DictConfig) -> str:
         path = Path(folder, "config.yaml")
         LazyConfig.save(config, str(path))
         try:
-            LazyConfig.load(str(path))
+            # Names in YAML say nothing of classes that the config's own file defines.
+            found = [locate(name) for name in _targets(LazyConfig.load(str(path)))]
         except Exception:  # whatever the config's own objects raise
             return ""
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8") if all(found) else ""
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Every dotted path that instantiation would follow."""
+    if isinstance(node, DictConfig):
+        yield from (node[key] for key in _NAMES if isinstance(node.get(key), str))
+        for key in node:
+            if not (OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key)):
+                yield from _targets(node[key])
+    elif isinstance(node, ListConfig):
+        for item in node:
+            yield from _targets(item)

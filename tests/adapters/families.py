@@ -10,18 +10,20 @@ import types
 
 import torch
 from detectron2 import model_zoo
-from detectron2.config import CfgNode, LazyCall
+from detectron2.config import CfgNode, LazyCall, LazyConfig, instantiate
 from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import Backbone, build_model
 from detectron2.modeling.backbone import BasicStem, BottleneckBlock, RegNet, ResNet
 from detectron2.modeling.backbone.regnet import ResBottleneckBlock, SimpleStem
 from detectron2.structures import Keypoints
 from detectron2.utils.events import EventStorage
+from omegaconf import OmegaConf
 from small_models import training_batch
 
 import d2prune
 from d2prune.adapters import Target
 from d2prune.core.costs import measure
+from d2prune.engine.lazy_kind import LazyKind
 
 SIZE = (128, 192)
 SMALL = {
@@ -157,6 +159,19 @@ def stands(make, path, items=None, amount=0.45, left=()):
     runs(loaded)
     trains(loaded, items or batch())
     return result
+
+
+def comes_back(model_config, result, path):
+    """The Python config of the pruned model builds it again, weights aside."""
+    config = OmegaConf.create(
+        {"model": model_config, "train": {}, "prune": {}}, flags={"allow_objects": True}
+    )
+    (path / "pruning_spec.json").write_text(result.spec.to_json())
+    file = LazyKind(config, "config.py", [], []).write_pruned(CfgNode(), str(path), "x.pth")
+    again = instantiate(LazyConfig.load(file).model)
+    assert again.prune_spec == result.spec and file.endswith("pruned.yaml")
+    shapes = [{n: t.shape for n, t in m.state_dict().items()} for m in (again, result.model)]
+    assert shapes[0] == shapes[1]
 
 
 def tells_its_widths(model):

@@ -9,7 +9,7 @@ import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyCall, instantiate
 from detectron2.modeling import MViT, SwinTransformer
-from families import SIZE, lively, narrow_rcnn, stands, tells_its_widths
+from families import SIZE, comes_back, lively, narrow_rcnn, stands, tells_its_widths
 
 import d2prune
 
@@ -89,6 +89,11 @@ def test_every_family_stands(stood):
     _, result = stood
     assert any(".mlp.fc1" in row.name and row.after < row.before for row in result.coverage)
     assert any(row.name.startswith("roi_heads") and row.status == "pruned" for row in result.coverage)
+
+
+def test_its_config_comes_back(stood, tmp_path):
+    family, result = stood
+    comes_back(FAMILIES[family](), result, tmp_path)
 
 
 def test_what_is_left_whole_has_its_reason(stood):
