@@ -10,6 +10,7 @@ from torch import nn
 
 from d2prune.adapters import find_adapter
 from d2prune.core.layers import ConvNd, Keep, axis_width
+from d2prune.core.repeats import install
 from d2prune.core.spec import PruneSpec, compose
 from d2prune.core.surgery import resize
 from d2prune.errors import PruneError
@@ -48,6 +49,7 @@ def prune_further(model: Model, spec: PruneSpec) -> Model:
 def _apply(model: Model, spec: PruneSpec, recorded: PruneSpec) -> Model:
     adapter = find_adapter(model)
     resize(model, _fit(model, spec, _branches(model)))
+    install(model, recorded.corrections)
     model.prune_spec = recorded
     if adapter is not None:
         adapter.after_resize(model)

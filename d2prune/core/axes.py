@@ -70,7 +70,7 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
 
 def _axes(name: str, module: Any, whole: bool) -> Iterator[tuple[str, Axis, Any, Held]]:
     if not is_layer(module):
-        for leaf, tensor in module._parameters.items() if not whole else ():
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()) if not whole else ():
             if tensor is not None and tensor.is_floating_point() and any(s > 1 for s in tensor.shape):
                 path = f"{name}.{leaf}" if name else leaf
                 yield path, "out", tensor, [(tensor, parameter_dim(tensor))]

@@ -8,7 +8,7 @@ one forward pass.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,18 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from d2prune.core.axes import LayerAxis, label_layers, tensors_of, whole_layers
-from d2prune.core.labels import Book, Ids, Sheets
+from d2prune.core.labels import Book, Ids, Sheets, along
 from d2prune.core.layers import unfused_attention
 from d2prune.core.operators import follow, tensors_in
-from d2prune.core.types import Group, Member, Site
+from d2prune.core.repeats import positions, read
+from d2prune.core.types import Group, Indices, Member, Mention, Repeat, Site
 from d2prune.errors import PruneError
 
 Outputs = Mapping[str, Tensor]
-Unit = dict[Site, list[int]]  # the positions that one unit has on each axis
+Unit = dict[Any, list[int]]  # the positions that one unit has on each axis, and in each mention
 
 
 def trace_groups(model: nn.Module, forward: Callable[[nn.Module], Outputs]) -> tuple[Group, ...]:
@@ -68,6 +70,7 @@ class _Trace(TorchDispatchMode):
         self.model = model
         self.book = Book(self._where)
         self.touched: set[str] = set()
+        self.repeats: dict[tuple[str, Repeat, bytes], Ids] = {}
         self._path = [""]
         self._sheets = WeakTensorKeyDictionary()
         self._whole = whole_layers(model)
@@ -97,7 +100,7 @@ class _Trace(TorchDispatchMode):
             hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._path.append(name)))
             hooks.append(module.register_forward_hook(lambda *_: self._leave()))
         try:
-            with unfused_attention(), sdpa_kernel(SDPBackend.MATH), self:
+            with unfused_attention(), sdpa_kernel(SDPBackend.MATH), _Calls(self), self:
                 yield
         finally:
             for hook in hooks:
@@ -122,6 +125,18 @@ class _Trace(TorchDispatchMode):
         follow(self, func, args, kwargs, out)
         return out
 
+    def note(self, repeat: Repeat, tensor: Tensor, open_size: bool) -> None:
+        """Writes down which channels the running module's code names by number."""
+        ids = along(self.of(tensor), repeat.dim)
+        if ids is None or ids.numel() != repeat.size or any(p > repeat.size for p in positions(repeat)):
+            return
+        values = ids.cpu().numpy()
+        module = self._path[-1]
+        self.repeats[module, repeat, values.tobytes()] = values
+        if open_size:  # which of several is meant can't be told from the size
+            known = next(v for (m, r, _), v in self.repeats.items() if (m, r) == (module, repeat))
+            self.book.tie(torch.from_numpy(known), torch.from_numpy(values))
+
     def keep_outputs(self, outputs: Outputs) -> None:
         """What reaches an output stays."""
         for name, tensor in outputs.items():
@@ -131,6 +146,22 @@ class _Trace(TorchDispatchMode):
                 self.book.keep_output(sheet, name)
 
 
+class _Calls(TorchFunctionMode):
+    """Sees calls as the model's code makes them, before they come down to operators."""
+
+    def __init__(self, trace: _Trace) -> None:
+        super().__init__()
+        self._trace = trace
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call = read(func, args, kwargs or {})
+        out = func(*args, **(kwargs or {}))
+        if call is not None:
+            for repeat in call.asked:
+                self._trace.note(repeat, call.tensor if call.tensor is not None else out, call.open)
+        return out
+
+
 def _groups(trace: _Trace) -> tuple[Group, ...]:
     """Units that cut the same axes by the same amounts form one group."""
     roots = trace.book.roots()
@@ -138,24 +169,29 @@ def _groups(trace: _Trace) -> tuple[Group, ...]:
     kept = _by_root([*trace.book.outputs, *trace.book.kept], roots)
     inexact = _by_root(trace.book.inexact, roots)
     inner = _inner(trace, roots)
+    mentioned = _places(enumerate(trace.repeats.values()), roots)
     alike: dict[tuple[Any, ...], list[Unit]] = defaultdict(list)
-    for root, unit in _units(axes, roots).items():
+    for root, unit in _places(((site, axis.ids) for site, axis in axes.items()), roots).items():
         if not any(axes[site].makes(site[1]) for site in unit):
             continue
         read = root in inner or any(s[1] == "in" or isinstance(axes[s].layer, Tensor) for s in unit)
         why = kept.get(root) or ("" if read else "nothing that was traced reads them")
-        cuts = tuple(sorted((site, len(positions)) for site, positions in unit.items()))
-        alike[(cuts, why, inexact.get(root, ""), root in inner)].append(unit)
+        places = [*unit.items(), *mentioned.get(root, {}).items()]
+        cuts = frozenset((key, len(positions)) for key, positions in places)
+        alike[(cuts, why, inexact.get(root, ""), root in inner)].append({**unit, **mentioned.get(root, {})})
     rank = {path: i for i, path in enumerate(dict.fromkeys(path for path, _ in axes))}
-    made = [_group(units, axes, rank, *about) for (_, *about), units in alike.items()]
+    names = [(module, repeat) for module, repeat, _ in trace.repeats]
+    made = [_group(units, axes, rank, names, *about) for (_, *about), units in alike.items()]
     return tuple(sorted(made, key=lambda group: rank[group.name]))
 
 
-def _units(axes: Mapping[Site, LayerAxis], roots: Ids) -> dict[int, Unit]:
-    units: dict[int, Unit] = defaultdict(lambda: defaultdict(list))
-    for site, axis in axes.items():
-        for position, root in enumerate(roots[axis.ids].tolist()):
-            units[root][site].append(position)
+def _places(labelled: Iterable[tuple[Any, Ids]], roots: Ids) -> dict[int, dict[Any, list[int]]]:
+    """For every unit, where on each labelled dimension it is."""
+    units: dict[int, dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for key, ids in labelled:
+        for position, root in enumerate(roots[ids].tolist()):
+            if root:
+                units[root][key].append(position)
     return units
 
 
@@ -184,6 +220,7 @@ def _group(
     units: list[Unit],
     axes: Mapping[Site, LayerAxis],
     rank: Mapping[str, int],
+    names: Sequence[tuple[str, Repeat]],
     fixed: str,
     inexact: str,
     inner: bool,
@@ -191,7 +228,11 @@ def _group(
     def order(site: Site) -> tuple[bool, int, str]:
         return (not axes[site].makes(site[1]), rank[site[0]], site[1])
 
-    sites = sorted(units[0], key=order)
-    members = tuple(Member(*site, np.array([unit[site] for unit in units], dtype=np.int64)) for site in sites)
+    def rows(key: Any) -> Indices:
+        return np.array([unit[key] for unit in units], dtype=np.int64)
+
+    sites = sorted((key for key in units[0] if key in axes), key=order)
+    members = tuple(Member(layer, axis, rows((layer, axis))) for layer, axis in sites)
+    mentions = tuple(Mention(*names[key], key, rows(key)) for key in units[0] if key not in axes)
     producers = tuple(site[0] for site in sites if axes[site].makes(site[1]))
-    return Group(producers[0], members, producers, fixed, inexact, inner)
+    return Group(producers[0], members, producers, fixed, inexact, inner, mentions)

@@ -161,11 +161,13 @@ def merge(book: Book, parts: Sequence[Sized], shape: Sequence[int]) -> Sheets:
             known = merged.setdefault(support(sheet), sheet)
             if known is not sheet:
                 book.tie(known, sheet)
+    left = dict(merged)
     for dims, sheet in merged.items():
         for size, sheets in lifted:
             if any(size[d] > 1 for d in dims) and all(support(s) != dims for s in sheets):
                 book.keep(sheet, f"meet a tensor of shape {tuple(size)} that does not shrink with them")
-    return tuple(merged.values())
+                left.pop(dims, None)  # nothing that they meet further on may shrink either
+    return tuple(left.values())
 
 
 def _lift(part: Sized, dims: int) -> Sized:

@@ -33,7 +33,7 @@ def is_layer(layer: object) -> bool:
         return False  # one slope for all channels: nothing to take out
     if isinstance(layer, (*ConvNd, nn.Linear)) and "weight" not in layer._parameters:
         return False  # its weight is computed (weight_norm and the like): slices would not last
-    return isinstance(layer, nn.Parameter) or _handler(layer) is not None
+    return isinstance(layer, Tensor) or _handler(layer) is not None
 
 
 def axis_width(layer: nn.Module, axis: Axis) -> int:
@@ -105,9 +105,9 @@ def zero_inputs(layer: nn.Module, positions: Sequence[int]) -> None:
             layer.weight.data[group * outputs : (group + 1) * outputs, p % inputs] = 0
 
 
-def zero_outputs(layer: nn.Module | nn.Parameter, positions: Sequence[int]) -> None:
+def zero_outputs(layer: nn.Module | Tensor, positions: Sequence[int]) -> None:
     """Zeroes all that a layer, or a bare parameter, adds to its channels ``positions``, in place."""
-    if isinstance(layer, nn.Parameter):
+    if isinstance(layer, Tensor):
         layer.data.index_fill_(parameter_dim(layer), torch.tensor(positions, device=layer.device), 0)
         return
     transposed = isinstance(layer, ConvNd) and layer.transposed
@@ -219,12 +219,19 @@ def _handler(layer: object) -> Callable[[Layer, Keep], None] | None:
 
 
 def _is_channel_norm(layer: object) -> bool:
-    """BatchNorm and its like, frozen or not: every tensor is a scalar or holds one value a channel."""
-    if not isinstance(layer, nn.Module) or any(True for _ in layer.children()):
+    """BatchNorm and its like, frozen or not: every tensor is a scalar or holds one value a channel.
+
+    A norm may hold modules without tensors of their own (timm's hold their activation).
+    """
+    if not isinstance(layer, nn.Module) or any(_tensors(child) for child in layer.children()):
         return False
     width = _norm_width(layer)
     tensors = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
     return width is not None and all(t.numel() == 1 or t.shape == (width,) for t in tensors)
+
+
+def _tensors(layer: nn.Module) -> bool:
+    return any(True for _ in (*layer.parameters(), *layer.buffers()))
 
 
 def _norm_width(layer: nn.Module) -> int | None:

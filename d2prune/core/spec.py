@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from d2prune.core.layers import ConvNd, Keep, axis_width, groups_after, is_layer, parameter_dim
-from d2prune.core.types import Axis, PrunePlan, Site
+from d2prune.core.repeats import corrected, positions
+from d2prune.core.types import Axis, Correction, PrunePlan, Repeat, Site
 from d2prune.errors import PruneError
 
 VERSION = 1
@@ -27,12 +29,14 @@ class PruneSpec:
         layers: what stays of each layer that changed, by its dotted path. Positions are those of
             the unpruned layer; the widths follow from them.
         widths: (out, in) of each such layer before pruning; None for an axis that stays whole.
+        corrections: by module, the numbers of channels that its code names and what they become.
         version: of this format.
     """
 
     base: str
     layers: Mapping[str, Keep] = field(default_factory=dict)
     widths: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    corrections: Mapping[str, tuple[Correction, ...]] = field(default_factory=dict)
     version: int = VERSION
 
     def to_json(self) -> str:
@@ -42,7 +46,12 @@ class PruneSpec:
             for name, keep in self.layers.items()
         ]
         head = f'{{"version": {self.version}, "base": {json.dumps(self.base)}, "layers": {{\n'
-        return head + ",\n".join(rows) + "\n}}\n"
+        code = [
+            f"  {json.dumps(name)}: {json.dumps([_numbers(c) for c in corrections])}"
+            for name, corrections in self.corrections.items()
+        ]
+        tail = ', "corrections": {\n' + ",\n".join(code) + "\n}" if code else ""
+        return head + ",\n".join(rows) + "\n}" + tail + "}\n"
 
     @classmethod
     def from_json(cls, text: str) -> PruneSpec:
@@ -74,9 +83,11 @@ class PruneSpec:
         try:
             layers = {name: _keep(row) for name, row in data["layers"].items()}
             widths = {name: (_before(row, "out"), _before(row, "in")) for name, row in data["layers"].items()}
+            given = data.get("corrections", {}).items()
+            corrections = {name: tuple(_correction(row) for row in rows) for name, rows in given}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PruneError(f"not a pruning spec: a layer's row is malformed ({error!r})") from error
-        return cls(str(data["base"]), layers, widths)
+        return cls(str(data["base"]), layers, widths, corrections)
 
 
 def _row(keep: Keep, widths: tuple[int | None, int | None]) -> dict[str, Any]:
@@ -87,6 +98,17 @@ def _row(keep: Keep, widths: tuple[int | None, int | None]) -> dict[str, Any]:
     if keep.groups is not None:
         row["groups"] = keep.groups
     return row
+
+
+def _numbers(correction: Correction) -> list[Any]:
+    r = correction.repeat
+    return [r.kind, r.dims, r.dim, r.size, list(r.asked), correction.size, list(correction.given)]
+
+
+def _correction(row: Sequence[Any]) -> Correction:
+    kind, dims, dim, size, asked, now, given = row
+    before = Repeat(str(kind), _whole(dims), _whole(dim), _whole(size), tuple(_whole(n) for n in asked))
+    return Correction(before, _whole(now), tuple(_whole(n) for n in given))
 
 
 def _keep(row: Mapping[str, Any]) -> Keep:
@@ -116,10 +138,13 @@ def _before(row: Mapping[str, Any], axis: str) -> int | None:
 def spec_of(plan: PrunePlan, base: str, model: nn.Module) -> PruneSpec:
     """The spec that carries out ``plan`` on ``model``."""
     gone: dict[Site, set[int]] = defaultdict(set)
+    unnamed: dict[tuple[str, Repeat, int], set[int]] = defaultdict(set)
     for group, kept in zip(plan.groups, plan.kept, strict=True):
         removed = sorted(set(range(group.units)) - set(kept.tolist()))
         for member in group.members if removed else ():
             gone[member.site] |= set(member.indices[removed].ravel().tolist())
+        for mention in group.mentions if removed else ():
+            unnamed[mention.key] |= set(mention.indices[removed].ravel().tolist())
     layers, widths = {}, {}
     for name in dict.fromkeys(layer for layer, _ in gone):
         before = widths_of(model, name)
@@ -132,7 +157,16 @@ def spec_of(plan: PrunePlan, base: str, model: nn.Module) -> PruneSpec:
         groups = groups_after(target_of(model, name), len(out)) if out is not None else None
         layers[name] = Keep(out, inp, groups)
         widths[name] = (before[0] if out is not None else None, before[1] if inp is not None else None)
-    return PruneSpec(base, layers, widths)
+    return PruneSpec(base, layers, widths, _corrections(unnamed))
+
+
+def _corrections(gone: Mapping[tuple[str, Repeat, int], set[int]]) -> dict[str, tuple[Correction, ...]]:
+    """What the numbers that code names become once these positions of their dimensions are gone."""
+    found: dict[str, dict[Correction, None]] = defaultdict(dict)
+    for (module, repeat, _), places in gone.items():
+        left = [p - sum(g < p for g in places) for p in positions(repeat)]
+        found[module][Correction(repeat, repeat.size - len(places), corrected(repeat, left))] = None
+    return {module: tuple(corrections) for module, corrections in found.items()}
 
 
 def compose(first: PruneSpec, second: PruneSpec) -> PruneSpec:
@@ -148,7 +182,20 @@ def compose(first: PruneSpec, second: PruneSpec) -> PruneSpec:
             old if old is not None else new
             for old, new in zip(widths[name], second.widths[name], strict=True)
         )
-    return PruneSpec(first.base, layers, widths)
+    modules = dict.fromkeys([*first.corrections, *second.corrections])
+    corrections = {m: _follow(first.corrections.get(m, ()), second.corrections.get(m, ())) for m in modules}
+    return PruneSpec(first.base, layers, widths, corrections)
+
+
+def _follow(first: Iterable[Correction], second: Iterable[Correction]) -> tuple[Correction, ...]:
+    """Corrections of what was corrected before; numbers that only the later ones change stay beside them."""
+    rest, both = list(second), []
+    for old in first:
+        seen = dataclasses.replace(old.repeat, size=old.size, asked=old.given)
+        later = [new for new in second if new.repeat == seen]
+        both += [dataclasses.replace(new, repeat=old.repeat) for new in later] or [old]
+        rest = [new for new in rest if new not in later]
+    return (*both, *rest)
 
 
 def _chain(old: tuple[int, ...] | None, new: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -158,7 +205,7 @@ def _chain(old: tuple[int, ...] | None, new: tuple[int, ...] | None) -> tuple[in
 
 
 def target_of(model: nn.Module, name: str) -> Any:
-    """The module, or bare parameter, called ``name`` ("" is the model); AttributeError if there is none."""
+    """The module, or bare parameter or buffer, called ``name`` ("" is the model); else AttributeError."""
     parent, _, leaf = name.rpartition(".")
     return getattr(model.get_submodule(parent), leaf) if leaf else model
 
@@ -166,7 +213,7 @@ def target_of(model: nn.Module, name: str) -> Any:
 def widths_of(model: nn.Module, name: str) -> tuple[int | None, int | None]:
     """(out, in) widths of the layer called ``name``; None for an axis that it does not have."""
     target = target_of(model, name)
-    if isinstance(target, nn.Parameter):
+    if isinstance(target, Tensor):
         return int(target.shape[parameter_dim(target)]), None
     if not is_layer(target):
         raise AttributeError(f"{name} is no layer that holds channels")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from d2prune.core.layers import cut, parameter_dim, select, zero_inputs, zero_outputs
 from d2prune.core.spec import PruneSpec, target_of, widths_of
@@ -29,7 +29,7 @@ def resize(model: Model, spec: PruneSpec) -> Model:
         _check(model, name, spec.widths[name])
     for name, keep in spec.layers.items():
         target = target_of(model, name)
-        if isinstance(target, nn.Parameter):
+        if isinstance(target, Tensor):
             parent, _, leaf = name.rpartition(".")
             select(model.get_submodule(parent), leaf, parameter_dim(target), keep.out)
         else:

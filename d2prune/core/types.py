@@ -18,6 +18,57 @@ Site = tuple[str, Axis]
 """One axis of one layer: (dotted path, axis). Layers that keep channels apart have only "out"."""
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """Numbers of channels that a module's code names: in ``view(b, n, 12, 64)``, say, 64.
+
+    Attributes:
+        kind: "view" (sizes of the result), "slice" and "split" (places on the input), or "scale" (a
+            width that attention derives its scale from).
+        dims: number of dimensions of the tensor they are of.
+        dim: which of these.
+        size: of that dimension.
+        asked: the numbers: a size; first and end of a slice; lengths of a split; none of a scale.
+    """
+
+    kind: str
+    dims: int
+    dim: int
+    size: int
+    asked: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a pruned model makes of a Repeat: the size its dimension has now, and the numbers."""
+
+    repeat: Repeat
+    size: int
+    given: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Mention:
+    """A Repeat of a module, and the positions on its dimension that each unit of a group has.
+
+    Attributes:
+        module: dotted path of the module whose forward names the numbers.
+        repeat: which.
+        number: tells apart tensors with other channels of which it names the same.
+        indices: (U, K) positions; row u belongs to unit u.
+    """
+
+    module: str
+    repeat: Repeat
+    number: int
+    indices: Indices
+
+    @property
+    def key(self) -> tuple[str, Repeat, int]:
+        """What it is about."""
+        return self.module, self.repeat, self.number
+
+
 @dataclass(frozen=True, eq=False)
 class Member:
     """A layer's axis that shrinks when units of its group go.
@@ -53,6 +104,7 @@ class Group:
         inexact: why removal can't equal masking (LayerNorm); empty when it does.
         inner: activations are multiplied with each other and summed over these channels (queries and
             keys, say), so besides weights that read them there are products that do.
+        mentions: where the model's code names these channels by number.
     """
 
     name: str
@@ -61,6 +113,7 @@ class Group:
     fixed: str = ""
     inexact: str = ""
     inner: bool = False
+    mentions: tuple[Mention, ...] = ()
 
     @property
     def units(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from d2prune.core.graph import trace_groups
 from d2prune.core.importance import score
 from d2prune.core.layers import is_layer
 from d2prune.core.planner import check, plan
+from d2prune.core.repeats import install, needed
 from d2prune.core.spec import PruneSpec, spec_of
 from d2prune.core.types import Coverage, Group, Proof, Request, Totals
 from d2prune.core.verify import MisfitError, verify
@@ -137,7 +139,7 @@ def _prune_groups(
         groups, score(model, groups, request.criterion), rooms(groups, request, names), costs, request
     )
     spec = spec_of(decided, type(model).__name__, model)
-    pruned = prune_further(copy.deepcopy(model), spec)
+    pruned = _cut(model, spec, target)
     after = _measure_pruned(pruned, target)
     proof = verify(model, pruned, decided, spec, target.outputs) if prove else None
     rows = coverage(model, pruned, decided, costs)
@@ -154,6 +156,19 @@ def _prune_groups(
         request=request,
         reached=decided.reached,
     )
+
+
+def _cut(model: Model, spec: PruneSpec, target: Target) -> Model:
+    """A pruned copy that corrects no more calls than it must."""
+    pruned = prune_further(copy.deepcopy(model), spec)
+    try:
+        corrections = needed(copy.deepcopy(pruned).eval(), target.outputs)
+    except FAILURES as error:
+        raise _misfit(error) from error
+    install(pruned, corrections)
+    recorded: PruneSpec = pruned.prune_spec  # type: ignore[assignment]
+    pruned.prune_spec = dataclasses.replace(recorded, corrections=corrections)
+    return pruned
 
 
 def find_groups(model: nn.Module, target: Target) -> tuple[Group, ...]:
@@ -193,16 +208,22 @@ def _measure_pruned(pruned: nn.Module, target: Target) -> Totals:
     try:
         return measure_model(pruned, target).totals
     except FAILURES as error:
-        raise MisfitError(
-            f"the pruned model does not run: {error} (its code may repeat a width as a number; "
-            "keep the layers before that place whole with MODEL.PRUNING.PROTECT)"
-        ) from error
+        raise _misfit(error) from error
+
+
+def _misfit(error: Exception) -> MisfitError:
+    return MisfitError(
+        f"the pruned model does not run: {error} (its code may count on a width; "
+        "keep the layers before that place whole with MODEL.PRUNING.PROTECT)"
+    )
 
 
 def measure_model(model: nn.Module, target: Target) -> CostModel:
     """Costs of one image; counted on the meta device, at no cost for any size, where the model runs there."""
+    # The counter hooks the backward pass of modules that are called with parameters, even without gradients.
+    counted = copy.deepcopy(model).eval().requires_grad_(False)
     try:
-        return measure(copy.deepcopy(model).to("meta").eval(), target.inference)
+        return measure(copy.deepcopy(counted).to("meta"), target.inference)
     except (NotImplementedError, RuntimeError) as error:
         logger.info("counting on the model's own device: it does not run on meta (%s)", error)
-        return measure(copy.deepcopy(model).eval(), target.inference)
+        return measure(counted, target.inference)

@@ -224,16 +224,18 @@ FREE = {
     "einsum": lambda x: torch.einsum("nchw,ncvw->nchv", x, x.sigmoid()) / 9,
     "repeat": lambda x: x.repeat(1, 2, 1, 1).unflatten(1, (2, -1)).sum(1),
     "zeros": lambda x: x + torch.zeros_like(x),
+    "every other": lambda x: torch.stack([-x[:, 1::2], x[:, ::2]], 2).flatten(1, 2),
+    "parts": lambda x: torch.cat([x[:, :5], 2 * x[:, 5:]], 1),
+    "number in a view": lambda x: x.view(-1, 16, *x.shape[2:]) + 1,
 }
 LEFT = {
     "softmax": (lambda x: x.softmax(1), "are mixed by aten::_softmax, in Through"),
     "normalize": (lambda x: F.normalize(x, dim=1), "are mixed by aten::linalg_vector_norm"),
-    "every other": (lambda x: x + x[:, ::2].repeat(1, 2, 1, 1), "are taken apart by position"),
+    "every third": (lambda x: x + x[:, ::3].mean(1, keepdim=True), "are taken apart by position"),
     "sum": (lambda x: x + x.sum(1, keepdim=True), "are mixed by aten::sum"),
     "constant": (lambda x: x * torch.linspace(0, 1, 16).to(x).view(1, -1, 1, 1), "does not shrink with them"),
-    "part": (lambda x: torch.cat([x[:, :5], 2 * x[:, 5:]], 1), "are taken apart by position"),
-    "fixed halves": (lambda x: torch.cat([x[:, :8], 2 * x[:, 8:]], 1), "the model's code mixes up others"),
-    "fixed view": (lambda x: x.view(-1, 16, *x.shape[2:]) + 1, "the model does not run"),
+    "width as a factor": (lambda x: x * (x.shape[1] / 16), "the model's code mixes up others"),
+    "width as a size": (lambda x: x + torch.ones(x.shape[1] // 16), "the model does not run"),
     "unknown": (lambda x: torch.fft.fft(x).real, "go through aten::"),
     "median": (lambda x: x - x.sort(1).values[:, 8:9], "are sorted by aten::sort"),
 }

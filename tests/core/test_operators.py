@@ -102,8 +102,24 @@ def test_equal_parts_lose_the_same_positions(labels):
     assert labels.book.roots().tolist() == [0, 1, 2, 3, 1, 2, 3] and not labels.book.kept
 
 
-@pytest.mark.parametrize("take", [lambda x: x[:, 2], lambda x: x[:, :5], lambda x: x.split([2, 6], 1)])
-def test_unequal_parts_stay(labels, take):
+def test_unequal_parts_go_each_by_its_own(labels):
+    x = labels.labelled(1, 6)
+    with labels:
+        one, two = x.split([2, 4], 1)
+    assert [s.tolist() for t in (one, two) for s in labels.of(t)] == [[[1, 2]], [[3, 4, 5, 6]]]
+    assert labels.book.roots().tolist() == list(range(7)) and not labels.book.kept
+
+
+def test_every_other_channel_leaves_pairs(labels):
+    x = labels.labelled(1, 6)
+    with labels:
+        out = x[:, 1::2]
+    assert [s.tolist() for s in labels.of(out)] == [[[2, 4, 6]]] and not labels.book.kept
+    assert labels.book.roots().tolist() == [0, 1, 1, 3, 3, 5, 5]
+
+
+@pytest.mark.parametrize("take", [lambda x: x[:, 2], lambda x: x[:, ::3]])
+def test_single_channels_taken_by_position_stay(labels, take):
     x = labels.labelled(1, CHANNELS)
     with labels:
         take(x)

@@ -9,8 +9,10 @@ import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 
+import d2prune
 from d2prune.engine.prune import prune
 from d2prune.errors import PruneError
+from d2prune.rebuild import rebuild
 
 
 @pytest.fixture(autouse=True)
@@ -230,14 +232,32 @@ def test_one_pattern_needs_no_list():
     assert result.model.two.out_channels == 24 and result.request.protect == ("two",)
 
 
-def test_a_width_that_the_code_repeats_stays():
-    class Repeats(Net):
-        def forward(self, x):
-            return self.head(self.plain(self.two(self.stem(x))).view(-1, 16, 16, 16))
+class Repeats(Net):
+    """Names the width of "plain" in a view, and that of "stem" nowhere that counts."""
 
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.plain(self.two(x.view(*x.shape))).view(-1, 16, 16, 16)
+        return self.head(x)
+
+
+def test_a_width_that_the_code_repeats_is_corrected(tmp_path):
     result = prune(Repeats(), 0.2, allocation="uniform", example_inputs=images())
     (row,) = (row for row in result.coverage if row.name == "plain")
-    assert result.proof.exact and "the model does not run (shape '[-1, 16, 16, 16]'" in row.reason
+    assert result.proof.exact and row.status == "pruned"
+    ((correction,),) = result.spec.corrections.values()
+    assert correction.given == (row.after,) and correction.repeat.asked == (16,)
+    d2prune.save(result, tmp_path / "p.pth")
+    loaded, x = d2prune.load(tmp_path / "p.pth", Repeats()), images()
+    assert torch.equal(loaded.eval()(x), result.model.eval()(x))
+
+
+def test_corrections_follow_a_second_prune():
+    first = prune(Repeats(), 0.2, allocation="uniform", example_inputs=images())
+    second = prune(first.model, 0.2, allocation="uniform", example_inputs=images())
+    ((correction,),) = second.spec.corrections.values()
+    assert correction.repeat.asked == (16,) and correction.given == (second.model.plain.out_channels,)
+    assert second.proof.exact and rebuild(Repeats(), second.spec)(images()).shape == (1, 4, 16, 16)
 
 
 def test_pruning_in_a_copy_of_a_copy_is_independent():

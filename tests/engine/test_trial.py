@@ -16,7 +16,7 @@ IMAGES = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
 class Stubborn(nn.Module):
-    """Of eight layers, two whose width is written into the code."""
+    """Of eight layers, two whose width the code counts on in a way that no call shows."""
 
     def __init__(self, width=8):
         super().__init__()
@@ -27,9 +27,9 @@ class Stubborn(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if i == 2:
-                x = x.view(-1, 8, 12, 12)
+                x = x + torch.ones(x.shape[1] // 8)
             if i == 5:
-                x = torch.cat([x[:, :4], 2 * x[:, 4:]], 1)
+                x = x * (x.shape[1] / 8)
         return self.head(x)
 
 
@@ -39,7 +39,7 @@ def test_only_the_misfits_are_left_whole():
     groups = without_misfits(model, find_groups(model, target), target)
     fixed = {group.name: group.fixed for group in groups if group.fixed and group.name != "head"}
     assert set(fixed) == {"layers.2", "layers.5"}
-    assert "does not run (shape" in fixed["layers.2"] and "mixes up others" in fixed["layers.5"]
+    assert "does not run (" in fixed["layers.2"] and "mixes up others" in fixed["layers.5"]
 
 
 def test_a_model_with_misfits_is_pruned_all_the_same(caplog):

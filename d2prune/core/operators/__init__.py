@@ -22,6 +22,7 @@ _KINDS: dict[Handler, str] = {
     "full_like rand_like dropout feature_dropout",
     elementwise.constant: "new_zeros new_ones new_empty new_full _local_scalar_dense equal is_nonzero size",
     moving.view: "view _unsafe_view reshape _reshape_alias",
+    moving.strided: "as_strided",
     moving.move: "permute transpose t expand squeeze unsqueeze flip roll index index_select repeat unfold "
     "gather diagonal rot90 tril triu",
     moving.part: "slice split split_with_sizes select unbind chunk narrow",

@@ -35,6 +35,15 @@ def view(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
     _moved(labels, bound["self"], [out], lambda sheet: sheet.reshape(out.shape))
 
 
+def strided(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """PyTorch itself calls this to change strides; used as a view of another shape it is not followed."""
+    x = bound["self"]
+    if out.shape != x.shape:
+        keep(labels, labels.of(x), "are read with strides of the code's own")
+    else:
+        labels.set(out, labels.of(x))
+
+
 def pad(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
     """Channels that are added have no label; what is added around pictures goes with its channel."""
     x, sheets = bound["self"], []
@@ -48,20 +57,27 @@ def pad(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
 
 
 def part(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
-    """Slices: equal parts of a labelled dimension lose the same positions, unequal ones nothing."""
+    """Slices: equal parts of a labelled dimension lose the same positions, unequal ones each its own.
+
+    Every other channel (rotary embeddings turn pairs) leaves each run of that many whole.
+    """
     x, dim = bound["self"], bound.get("dim", 0) % bound["self"].dim()
-    size = x.shape[dim]
     parts = {t.shape[dim] if t.dim() == x.dim() else 1 for t in tensors_in([out])}
     for sheet in labels.of(x):
-        if sheet.shape[dim] == 1 or parts == {size}:
-            continue
-        length = max(parts)
-        aligned = size % length == 0 and parts == {length} and (bound.get("start") or 0) % length == 0
-        if not aligned or length == 1 or bound.get("step", 1) != 1:
-            labels.book.keep(sheet, "are taken apart by position")
-            continue
-        labels.book.tie_columns(sheet.movedim(dim, 0).reshape(size // length, length, -1))
+        if sheet.shape[dim] > 1 and parts != {x.shape[dim]}:
+            _take(labels, sheet.movedim(dim, 0), max(parts), bound, len(parts) == 1)
     move(labels, func, bound, out)
+
+
+def _take(labels: Labels, sheet: Tensor, length: int, bound: Bound, alike: bool) -> None:
+    """Ties what must go together for parts of ``length`` of the first dimension to be taken."""
+    size, step, start = len(sheet), bound.get("step", 1), bound.get("start") or 0
+    if step > 1 and size % step == 0 and length * step == size:
+        labels.book.tie_columns(sheet.reshape(length, step, -1).transpose(0, 1).reshape(step, -1))
+    elif step > 1 or length == 1:
+        labels.book.keep(sheet, "are taken apart by position")
+    elif alike and size % length == 0 and start % length == 0:
+        labels.book.tie_columns(sheet.reshape(size // length, -1))
 
 
 def pixel_shuffle(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
