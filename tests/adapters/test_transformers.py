@@ -65,7 +65,7 @@ FAMILIES = {
     "vitdet": vitdet,
     "vitdet bn": partial(vitdet, "BN"),
     "swin mask": partial(swin, MASK),
-    "swin cascade": partial(swin, CASCADE, ape=True),
+    "swin cascade": partial(swin, CASCADE),
     "mvitv2 mask": partial(mvit, MASK),
     "mvitv2 cascade": partial(mvit, CASCADE, use_abs_pos=True),
 }
