@@ -75,8 +75,8 @@ def _refresh_fpn(fpn: nn.Module) -> None:
 def _ask(backbone: nn.Module) -> None:
     """Any other backbone runs on the meta device, where nothing is computed, to show its widths."""
     ghost = copy.deepcopy(backbone).to("meta").eval()
-    first = next((m for m in ghost.modules() if isinstance(m, nn.Conv2d)), None)
-    inputs = first.in_channels if first is not None else 3
+    # Pictures have the fewest channels; modules need not be registered in the order of their use.
+    inputs = min((m.in_channels for m in ghost.modules() if isinstance(m, nn.Conv2d)), default=3)
     try:
         with torch.no_grad():
             features = ghost(torch.empty(1, inputs, ASKED_SIZE, ASKED_SIZE, device="meta"))

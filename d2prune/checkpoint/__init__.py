@@ -2,7 +2,13 @@
 
 from d2prune.checkpoint.api import load, save
 from d2prune.checkpoint.checkpointer import PruningCheckpointer
-from d2prune.checkpoint.pruned_model import PrunedModel, build_from_cfg, build_model, spec_of_file
+from d2prune.checkpoint.pruned_model import (
+    PrunedModel,
+    build_from_cfg,
+    build_model,
+    spec_of_file,
+    unpruned_cfg,
+)
 from d2prune.checkpoint.reader import read_checkpoint, read_spec
 
 __all__ = [
@@ -15,4 +21,5 @@ __all__ = [
     "read_spec",
     "save",
     "spec_of_file",
+    "unpruned_cfg",
 ]

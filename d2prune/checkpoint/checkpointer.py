@@ -15,7 +15,7 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from d2prune.adapters import find_adapter
-from d2prune.checkpoint.reader import read_checkpoint, read_pickle
+from d2prune.checkpoint.reader import kind_of, read_checkpoint, read_pickle
 from d2prune.checkpoint.refusals import missing, no_spec, other_model
 from d2prune.checkpoint.struct import UNPICKLABLE, Struct
 from d2prune.core.spec import PruneSpec
@@ -75,6 +75,8 @@ class PruningCheckpointer(DetectionCheckpointer, _InertFiles):
             self._parsed_url_during_load = None  # a failed load must not block the next one
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pyth"):
+            return _of_pycls(filename)
         if not filename.endswith(".pkl"):
             return super()._load_file(filename)
         data = read_pickle(filename)
@@ -105,6 +107,15 @@ class PruningCheckpointer(DetectionCheckpointer, _InertFiles):
         super().save(name, **_additions(self.model, with_struct), **kwargs)
 
 
+def _of_pycls(path: str) -> dict[str, Any]:
+    """A backbone's checkpoint of pycls, which RegNets were trained with."""
+    weights = read_checkpoint(path)["model"].get("model_state")
+    if not isinstance(weights, dict):
+        raise PruneError(f"'{path}' holds no 'model_state'; expected a checkpoint of pycls")
+    weights = {k: v for k, v in weights.items() if not str(k).endswith("num_batches_tracked")}
+    return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+
+
 def checkpoint_data(model: nn.Module, with_struct: bool) -> dict[str, Any]:
     """``model``, and for a pruned one ``prune_spec`` and ``struct``; each tensor is stored once."""
     return {"model": model.state_dict(), **_additions(model, with_struct)}
@@ -133,12 +144,12 @@ def write_checkpoint(data: dict[str, Any], path: str | os.PathLike[str]) -> None
 
 
 def _check_tensors(path: str, weights: Any) -> None:
-    entries = weights.items() if isinstance(weights, dict) else [(type(weights).__name__, None)]
+    entries = weights.items() if isinstance(weights, dict) else [("model", weights)]
     for key, value in entries:
         if not isinstance(key, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
             raise PruneError(
                 f"'{path}' holds no weights under 'model': expected a tensor by each name; the first "
-                f"other entry: {key!r}"
+                f"other entry: {key!r} ({kind_of(value)})"
             )
 
 

@@ -72,12 +72,21 @@ def _spec_of_cfg(cfg: CfgNode) -> PruneSpec:
                 "pruning_spec.json, or MODEL.WEIGHTS, a pruned checkpoint"
             )
         return spec
+    return read_spec_file(path, "MODEL.PRUNING.SPEC")
+
+
+def read_spec_file(path: str, key: str) -> PruneSpec:
+    """The spec in a pruning_spec.json.
+
+    Raises:
+        PruneError: naming ``key``, whose value ``path`` is, if there is no such file or it holds no spec.
+    """
     if not os.path.isfile(path):
-        raise PruneError(f"MODEL.PRUNING.SPEC '{path}' does not exist; expected pruning_spec.json")
+        raise PruneError(f"{key} '{path}' does not exist; expected pruning_spec.json")
     try:
         return PruneSpec.from_json(Path(path).read_text(encoding="utf-8"))
     except (PruneError, UnicodeDecodeError) as error:
-        raise PruneError(f"MODEL.PRUNING.SPEC '{path}': {error}") from error
+        raise PruneError(f"{key} '{path}': {error}") from error
 
 
 def spec_of_file(path: str) -> PruneSpec | None:
@@ -117,6 +126,16 @@ def build_model(
     return model
 
 
+def unpruned_cfg(cfg: CfgNode) -> CfgNode:
+    """``cfg``, with a pruned.yaml's base in the place of PrunedModel: for weights that SPEC does not fit."""
+    if not cfg.MODEL.PRUNING.BASE:
+        return cfg
+    out = cfg.clone()
+    out.defrost()
+    out.MODEL.META_ARCHITECTURE, out.MODEL.PRUNING.BASE = cfg.MODEL.PRUNING.BASE, ""
+    return out
+
+
 def trusted_struct(path: str) -> nn.Module | None:
     """The module under "struct" in a checkpoint, unpickled: this RUNS CODE from the file.
 
@@ -133,8 +152,8 @@ def trusted_struct(path: str) -> nn.Module | None:
     return struct
 
 
-def build_from_cfg(cfg: CfgNode) -> nn.Module:
+def build_from_cfg(cfg: CfgNode, build: Callable[[CfgNode], nn.Module] = detectron2_build) -> nn.Module:
     """The model of ``cfg`` with MODEL.WEIGHTS loaded, pruned or not, in eval mode."""
-    model = build_model(cfg)
+    model = build_model(cfg, build=build)
     PruningCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     return model.eval()

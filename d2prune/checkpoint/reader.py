@@ -50,6 +50,7 @@ _DAMAGE = (
 class _Skipped:
     """What an unknown class or function becomes: it swallows whatever the file does to it."""
 
+    what = ""  # its dotted path
     dump_patches = False  # torch's reader of the legacy format asks every module's class
 
     def __new__(cls, *args: object, **kwargs: object) -> _Skipped:
@@ -86,13 +87,20 @@ class _Unpickler(pickle.Unpickler):
         if name in _ALLOWED.get(module, ()) or _is_dtype(module, name):
             return super().find_class(module, name)
         self.skipped.add(f"{module}.{name}")
-        return _Skipped
+        return type("_Skipped", (_Skipped,), {"what": f"{module}.{name}"})
 
 
 def _is_dtype(module: str, name: str) -> bool:
     if module == "torch":
         return isinstance(getattr(torch, name, None), torch.dtype)
     return module == "numpy.dtypes" and name.endswith("DType") and name.isidentifier()
+
+
+def kind_of(value: object) -> str:
+    """What a value out of a file is, in words: of a class that was not built, the file's own name for it."""
+    if isinstance(value, _Skipped):
+        return f"a {value.what}, which is not executed"
+    return f"a {type(value).__name__}"
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = False) -> dict[str, Any]:
@@ -172,9 +180,7 @@ def _entries(
     path: str | os.PathLike[str], data: Any, skipped: set[str], bare_name: str | None = "model"
 ) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise PruneError(
-            f"'{path}' is not a readable checkpoint: it holds a {type(data).__name__}, not a dict"
-        )
+        raise PruneError(f"'{path}' is not a readable checkpoint: it holds {kind_of(data)}, not a dict")
     skipped = skipped - {"d2prune.checkpoint.struct.rebuild_struct"}  # expected, in every file of ours
     left_out = [key for key, value in data.items() if isinstance(value, _Skipped)]
     if skipped:

@@ -23,11 +23,7 @@ def read_config(cfg: CfgNode, file: str, opts: Sequence[str] = (), imports: Sequ
     Raises:
         PruneError: if the file or a module is missing, a key is unknown, or a value is of another type.
     """
-    for name in imports:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise PruneError(f"--import {name}: {error}; is its folder on PYTHONPATH?") from error
+    import_modules(imports)
     if not os.path.isfile(file):
         raise PruneError(f"--config-file {file!r} does not exist")
     if len(opts) % 2:
@@ -39,3 +35,16 @@ def read_config(cfg: CfgNode, file: str, opts: Sequence[str] = (), imports: Sequ
         raise PruneError(f"{file}: {error.args[0] if error.args else error}") from error
     cfg.freeze()
     return cfg
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Imports what ``--import`` names.
+
+    Raises:
+        PruneError: if a module, or what it imports, is not found.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise PruneError(f"--import {name}: {error}; is its folder on PYTHONPATH?") from error

@@ -49,7 +49,12 @@ def trace_groups(model: nn.Module, forward: Callable[[nn.Module], Outputs]) -> t
     """
     trace = _traced(model, forward, None)
     stuck = trace.stuck()
-    return _groups(_traced(model, forward, stuck) if stuck.size else trace)
+    if stuck.size:
+        by_rows = _traced(model, forward, stuck)
+        free = np.setdiff1d(stuck, by_rows.stuck())
+        if free.size:
+            trace = by_rows if len(free) == len(stuck) else _traced(model, forward, free)
+    return _groups(trace)
 
 
 def _traced(model: nn.Module, forward: Callable[[nn.Module], Outputs], whole_rows: Ids | None) -> _Trace:
@@ -169,7 +174,7 @@ class _Trace(TorchDispatchMode):
                 self.book.keep_output(sheet, name)
 
     def stuck(self) -> Ids:
-        """Labels of which positions of every row can't go (heads are normalised, say); rows may."""
+        """Labels that varied along several dimensions, and can't go the way these were settled."""
         roots = self.book.roots()
         noted = [ids for ids, _ in (*self.book.outputs, *self.book.kept, *self.book.inexact)]
         stay = np.unique(roots[np.concatenate([np.zeros(1, dtype=np.int64), *noted])])

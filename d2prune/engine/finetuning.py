@@ -12,9 +12,10 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from d2prune.checkpoint import build_from_cfg, spec_of_file
+from d2prune.checkpoint import spec_of_file, unpruned_cfg
 from d2prune.checkpoint.refusals import no_spec
 from d2prune.engine import record
+from d2prune.engine.config_kind import YAML, ConfigKind
 from d2prune.engine.prune import measure_model
 from d2prune.engine.publish import publish
 from d2prune.engine.settings import FINAL_FILE, PRUNED_FILE, target_from_cfg
@@ -48,7 +49,7 @@ def deciding_checkpoint(cfg: CfgNode) -> str:
 
 def after_prune(cfg: CfgNode) -> CfgNode:
     """The config that fine-tunes what MODEL.PRUNE has just saved."""
-    out = cfg.clone()
+    out = unpruned_cfg(cfg).clone()  # a pruned.yaml's SPEC is not the one that it was pruned to now
     out.defrost()
     out.MODEL.PRUNE = False
     out.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, PRUNED_FILE)
@@ -106,7 +107,7 @@ def _set_aside(final: Path) -> None:
         logger.warning("'%s' is of an unpruned model: renamed to '%s'", final, aside.name)
 
 
-def prepare(cfg: CfgNode, model: nn.Module, weights: str) -> nn.Module:
+def prepare(cfg: CfgNode, model: nn.Module, weights: str, kind: ConfigKind = YAML) -> nn.Module:
     """Checks that the model is a pruned one, thaws it unless told otherwise, and says what trains.
 
     Raises:
@@ -123,10 +124,8 @@ def prepare(cfg: CfgNode, model: nn.Module, weights: str) -> nn.Module:
             parameter.requires_grad_(True)
         if thawed or frozen:
             logger.info(
-                "fine-tuning trains %d FrozenBatchNorm2d as BatchNorm2d and %d frozen parameters "
-                "(RESNETS.NORM %s, BACKBONE.FREEZE_AT %d are ignored; MODEL.PRUNING.KEEP_FROZEN True "
-                "keeps them)",
-                len(thawed), len(frozen), cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT,
+                "fine-tuning trains %d FrozenBatchNorm2d as BatchNorm2d and %d frozen parameters (%s)",
+                len(thawed), len(frozen), kind.thawed(cfg),
             )  # fmt: skip
     norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     logger.info(
@@ -137,24 +136,26 @@ def prepare(cfg: CfgNode, model: nn.Module, weights: str) -> nn.Module:
     return model
 
 
-def finish(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], iterations: int) -> None:
-    """Writes spec, pruned.yaml and the report for the fine-tuned model; on the first rank only."""
+def finish(
+    cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], iterations: int, kind: ConfigKind = YAML
+) -> None:
+    """Writes spec, pruned config and the report for the fine-tuned model; on the first rank only."""
     if not comm.is_main_process():
         return
     spec = spec_of_model(model)
     if spec is None:
-        logger.warning("the model came from a struct without a spec: no pruned.yaml and no report")
+        logger.warning("the model came from a struct without a spec: no pruned config and no report")
         return
     weights = os.path.join(cfg.OUTPUT_DIR, FINAL_FILE)
     with whole_file(os.path.join(cfg.OUTPUT_DIR, record.SPEC_FILE)) as file:
         file.write(spec.to_json())
-    path = record.write_pruned_config(cfg, cfg.OUTPUT_DIR, weights)
+    path = kind.write_pruned(cfg, cfg.OUTPUT_DIR, weights)
     logger.info("'%s' now names the fine-tuned weights", path)
     report = record.read_report_json(os.path.dirname(cfg.MODEL.WEIGHTS))
     if report is None:
         logger.warning("no %s beside '%s': no report", record.REPORT_FILE, cfg.MODEL.WEIGHTS)
         return
-    _add_row(cfg, report, "fine-tuned", model, results, weights, iterations)
+    _add_row(cfg, report, "fine-tuned", model, results, weights, iterations, kind)
 
 
 def add_control(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], folder: str) -> None:
@@ -189,15 +190,16 @@ def _add_row(
     results: Mapping[str, Any],
     weights: str,
     iterations: int,
+    kind: ConfigKind = YAML,
 ) -> None:
     """Adds a stage, or replaces the one of that name, and publishes the report in OUTPUT_DIR."""
     totals = measure_model(model, target_from_cfg(cfg, model)).totals
     row = record.stage(name, vars(totals), results, weights, iterations)
     report["stages"] = [s for s in report["stages"] if s["name"] != name] + [row]
-    publish(cfg, report, {**_earlier(cfg, report, name), name: model})
+    publish(cfg, report, {**_earlier(cfg, report, name, kind), name: model}, kind)
 
 
-def _earlier(cfg: CfgNode, report: record.Report, name: str) -> dict[str, nn.Module]:
+def _earlier(cfg: CfgNode, report: record.Report, name: str, kind: ConfigKind) -> dict[str, nn.Module]:
     """The other stages' models, for timing and pictures, where their files still exist."""
     models = {}
     for row in report["stages"]:
@@ -205,7 +207,5 @@ def _earlier(cfg: CfgNode, report: record.Report, name: str) -> dict[str, nn.Mod
             stage = cfg.clone()
             stage.defrost()
             stage.MODEL.WEIGHTS, stage.MODEL.FINETUNE = row["weights"], False
-            if stage.MODEL.PRUNING.BASE:  # a pruned.yaml was fine-tuned: its SPEC fits not every stage
-                stage.MODEL.META_ARCHITECTURE = stage.MODEL.PRUNING.BASE
-            models[row["name"]] = build_from_cfg(stage)
+            models[row["name"]] = kind.build(stage)
     return models

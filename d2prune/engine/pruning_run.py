@@ -15,6 +15,7 @@ from torch import nn
 from d2prune.checkpoint import PruningCheckpointer
 from d2prune.core.spec import PruneSpec
 from d2prune.engine import finetuning, record
+from d2prune.engine.config_kind import YAML, ConfigKind
 from d2prune.engine.prune import PruneResult, prune_model
 from d2prune.engine.publish import publish
 from d2prune.engine.settings import (
@@ -32,7 +33,9 @@ logger = logging.getLogger(__name__)
 Test = Callable[[CfgNode, nn.Module], Mapping[str, Any]]
 
 
-def run_prune(cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test) -> Mapping[str, Any]:
+def run_prune(
+    cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test, kind: ConfigKind = YAML
+) -> Mapping[str, Any]:
     """Prunes MODEL.WEIGHTS into OUTPUT_DIR and evaluates both models.
 
     With several ranks the first plans and proves; the others are sent its spec.
@@ -41,6 +44,7 @@ def run_prune(cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test) -
         cfg: with MODEL.PRUNE on.
         build: builds the model to prune, without weights.
         test: evaluates a model on DATASETS.TEST, on all ranks; empty if there is no evaluator.
+        kind: of the configuration that ``cfg`` is of.
 
     Returns:
         The pruned model's evaluation results.
@@ -56,11 +60,11 @@ def run_prune(cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test) -
     result, pruned = _prune_on_first_rank(cfg, model)
     report = None
     if result is not None:
-        report = _save(cfg, model, result)
+        report = _save(cfg, model, result, kind)
     comm.synchronize()
     before, after = test(cfg, model), test(cfg, pruned)
     if report is not None:
-        _finish(cfg, report, {"baseline": (model, before), "pruned": (pruned, after)})
+        _finish(cfg, report, {"baseline": (model, before), "pruned": (pruned, after)}, kind)
     comm.synchronize()
     return after
 
@@ -85,7 +89,7 @@ def _prune_on_first_rank(cfg: CfgNode, model: nn.Module) -> tuple[PruneResult[nn
     return None, prune_further(copy.deepcopy(model), PruneSpec.from_json(text))
 
 
-def _save(cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module]) -> record.Report:
+def _save(cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], kind: ConfigKind) -> record.Report:
     folder = cfg.OUTPUT_DIR
     os.makedirs(folder, exist_ok=True)
     checkpointer = PruningCheckpointer(result.model, folder)
@@ -93,7 +97,7 @@ def _save(cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module]) -> rec
     checkpointer.save(PRUNED_FILE.removesuffix(".pth"), iteration=0)
     with whole_file(os.path.join(folder, record.SPEC_FILE)) as file:
         file.write(result.spec.to_json())
-    record.write_pruned_config(cfg, folder, os.path.join(folder, PRUNED_FILE))
+    kind.write_pruned(cfg, folder, os.path.join(folder, PRUNED_FILE))
     report = record.report_of(result, cfg, input_size(cfg, model))
     record.write_report_json(report, folder)
     return report
@@ -103,6 +107,7 @@ def _finish(
     cfg: CfgNode,
     report: record.Report,
     evaluated: Mapping[str, tuple[nn.Module, Mapping[str, Any]]],
+    kind: ConfigKind,
 ) -> None:
     weights = os.path.join(cfg.OUTPUT_DIR, PRUNED_FILE)
     files = {"baseline": cfg.MODEL.WEIGHTS, "pruned": weights}
@@ -110,6 +115,6 @@ def _finish(
     report["stages"] = [
         record.stage(name, totals[name], results, files[name]) for name, (_, results) in evaluated.items()
     ]
-    publish(cfg, report, {name: model for name, (model, _) in evaluated.items()})
+    publish(cfg, report, {name: model for name, (model, _) in evaluated.items()}, kind)
     if not cfg.MODEL.FINETUNE:
-        logger.info("Next, to get the accuracy back:\n  %s", record.next_command(weights))
+        logger.info("Next, to get the accuracy back:\n  %s", kind.next_command(weights))

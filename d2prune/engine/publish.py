@@ -9,22 +9,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
-from d2prune.analysis.benchmark import latency, real_inputs
+from d2prune.analysis.benchmark import latency
 from d2prune.analysis.pictures import PictureRow, example_pictures
 from d2prune.analysis.report import write_report
 from d2prune.analysis.table import stage_table
 from d2prune.analysis.wording import verdict
 from d2prune.engine import record
+from d2prune.engine.config_kind import YAML, ConfigKind, Mapper
 
 logger = logging.getLogger(__name__)
 HTML_FILE = "pruning_report.html"
 IMAGES = 4
 
 
-def publish(cfg: CfgNode, report: record.Report, models: Mapping[str, nn.Module]) -> None:
+def publish(
+    cfg: CfgNode, report: record.Report, models: Mapping[str, nn.Module], kind: ConfigKind = YAML
+) -> None:
     """Writes pruning_report.json and .html to OUTPUT_DIR and logs the table and the verdict.
 
     Args:
@@ -32,31 +35,32 @@ def publish(cfg: CfgNode, report: record.Report, models: Mapping[str, nn.Module]
             left out.
         report: changed in place: the stages gain latencies.
         models: the stages' models by name; the first is the baseline of all ratios.
+        kind: of the configuration that ``cfg`` is of.
     """
     pictures: list[PictureRow] = []
     evaluated = [r for r in report["stages"] if r["box_ap"] is not None or r["mask_ap"] is not None]
     if evaluated and cfg.DATASETS.TEST:  # a later stage may be trained without a test set
-        _time(cfg, report["stages"], models)
-        pictures = _draw(cfg, models)
+        name, mapper = cfg.DATASETS.TEST[0], kind.mapper(cfg)
+        _time(report["stages"], models, name, mapper)
+        pictures = example_pictures(
+            DatasetCatalog.get(name), models, MetadataCatalog.get(name), IMAGES, mapper=mapper
+        )
+    elif evaluated:
+        logger.info("no registered test set to take images from: no timings or pictures")
     else:
-        logger.info("not evaluated (no DATASETS.TEST or no evaluator): no AP, timings or pictures")
+        logger.info("not evaluated (no test set or no evaluator): no AP, timings or pictures")
     record.write_report_json(report, cfg.OUTPUT_DIR)
     path = os.path.join(cfg.OUTPUT_DIR, HTML_FILE)
     write_report(report, path, pictures)
     logger.info("Report: %s\n%s\n%s", path, stage_table(report), verdict(report))
 
 
-def _time(cfg: CfgNode, stages: list[dict[str, Any]], models: Mapping[str, nn.Module]) -> None:
+def _time(
+    stages: list[dict[str, Any]], models: Mapping[str, nn.Module], data_set: str, mapper: Mapper
+) -> None:
+    batches = [[mapper(entry)] for entry in DatasetCatalog.get(data_set)[:IMAGES]]
     # The network alone: end to end, a model that detects nothing would look fast.
-    timed = latency(models, real_inputs(cfg, IMAGES), dense=True)
+    timed = latency(models, batches, dense=True)
     for row in stages:
         if row["name"] in timed:
             row["latency_ms"] = dataclasses.asdict(timed[row["name"]])
-
-
-def _draw(cfg: CfgNode, models: Mapping[str, nn.Module]) -> list[PictureRow]:
-    name = cfg.DATASETS.TEST[0]
-    mapper = DatasetMapper(cfg, is_train=False)
-    return example_pictures(
-        DatasetCatalog.get(name), models, MetadataCatalog.get(name), IMAGES, mapper=mapper
-    )

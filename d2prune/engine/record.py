@@ -8,7 +8,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,5 +141,10 @@ def next_command(weights: str) -> str:
             words = words[1:]
         elif word != "--resume":
             kept.append(word)
-    script = sys.argv[0] if sys.argv[0].endswith(".py") else "train_net.py"
-    return shlex.join(["python", script, *kept, "MODEL.FINETUNE", "True", "MODEL.WEIGHTS", weights])
+    return same_script("train_net.py", [*kept, "MODEL.FINETUNE", "True", "MODEL.WEIGHTS", weights])
+
+
+def same_script(otherwise: str, words: Sequence[str]) -> str:
+    """A command of the script that runs, or of ``otherwise`` if none does."""
+    script = sys.argv[0] if sys.argv[0].endswith(".py") else otherwise
+    return shlex.join(["python", script, *words])

@@ -10,18 +10,20 @@ import types
 
 import torch
 from detectron2 import model_zoo
-from detectron2.config import CfgNode, LazyCall
-from detectron2.layers import CNNBlockBase
+from detectron2.config import CfgNode, LazyCall, LazyConfig, instantiate
+from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import build_model
-from detectron2.modeling.backbone import RegNet
+from detectron2.modeling.backbone import BasicStem, BottleneckBlock, RegNet, ResNet
 from detectron2.modeling.backbone.regnet import ResBottleneckBlock, SimpleStem
 from detectron2.structures import Keypoints
 from detectron2.utils.events import EventStorage
+from omegaconf import OmegaConf
 from small_models import training_batch
 
 import d2prune
 from d2prune.adapters import Target
 from d2prune.core.costs import measure
+from d2prune.engine.lazy_kind import LazyKind
 
 SIZE = (128, 192)
 SMALL = {
@@ -69,6 +71,36 @@ def small_regnet(**options):
         stem_class=SimpleStem, stem_width=8, block_class=ResBottleneckBlock,
         depth=6, w_a=8, w_0=8, w_m=2, group_width=4, **options,
     )  # fmt: skip
+
+
+def small_resnet(norm="SyncBN", **options):
+    """ResNet with one bottleneck in each stage: 16, 32, 64, 128."""
+    stages = [
+        LazyCall(ResNet.make_stage)(
+            block_class=BottleneckBlock, num_blocks=1, stride_per_block=[min(width // 16, 2)], norm=norm,
+            in_channels=max(8, width // 2), bottleneck_channels=width // 4, out_channels=width,
+        )
+        for width in (16, 32, 64, 128)
+    ]  # fmt: skip
+    stem = LazyCall(BasicStem)(in_channels=3, out_channels=8, norm=norm)
+    outputs = ["res2", "res3", "res4", "res5"]
+    return LazyCall(ResNet)(stem=stem, stages=stages, out_features=outputs, **options)
+
+
+def narrow_rcnn(cfg, width: int = 32):
+    """The neck and heads of a Python config's R-CNN, cascaded or not, made small."""
+    cfg.backbone.out_channels = cfg.proposal_generator.head.in_channels = width
+    cfg.proposal_generator.update(pre_nms_topk=(100, 100), post_nms_topk=(50, 50))
+    heads = cfg.roi_heads
+    heads.num_classes, heads.batch_size_per_image = 5, 16
+    for head in heads.box_heads if "box_heads" in heads else [heads.box_head]:
+        head.conv_dims, head.fc_dims = [width] * min(1, len(head.conv_dims)), [64]
+        head.input_shape = ShapeSpec(channels=width, height=7, width=7)
+    for predictor in heads.box_predictors if "box_predictors" in heads else [heads.box_predictor]:
+        predictor.input_shape, predictor.test_topk_per_image = ShapeSpec(channels=64), 10
+    heads.mask_head.input_shape = ShapeSpec(channels=width, height=14, width=14)
+    heads.mask_head.conv_dims = [width, width]
+    return cfg
 
 
 def build(cfg: CfgNode) -> torch.nn.Module:
@@ -128,6 +160,19 @@ def stands(make, path, items=None, amount=0.45, left=()):
     runs(loaded)
     trains(loaded, items or batch(), left)
     return result
+
+
+def comes_back(model_config, result, path):
+    """The Python config of the pruned model builds it again, weights aside."""
+    config = OmegaConf.create(
+        {"model": model_config, "train": {}, "prune": {}}, flags={"allow_objects": True}
+    )
+    (path / "pruning_spec.json").write_text(result.spec.to_json())
+    file = LazyKind(config, "config.py", [], []).write_pruned(CfgNode(), str(path), "x.pth")
+    again = instantiate(LazyConfig.load(file).model)
+    assert again.prune_spec == result.spec and file.endswith("pruned.yaml")
+    shapes = [{n: t.shape for n, t in m.state_dict().items()} for m in (again, result.model)]
+    assert shapes[0] == shapes[1]
 
 
 def tells_its_widths(model):

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.config import instantiate
-from detectron2.layers import ShapeSpec
-from families import R18, SIZE, build, dense, lively, small_regnet, small_zoo_cfg, stands
+from families import (
+    R18,
+    SIZE,
+    build,
+    dense,
+    lively,
+    narrow_rcnn,
+    small_regnet,
+    small_resnet,
+    small_zoo_cfg,
+    stands,
+)
 
 import d2prune
 from d2prune import PruneError
@@ -143,23 +155,17 @@ def test_heads_that_nobody_knows_are_refused_by_name():
             d2prune.prune(model, 0.4, input_size=SIZE)
 
 
-def lazy(se_ratio):
-    """Mask R-CNN on a RegNet: a Python config, which has no CfgNode."""
-    cfg = model_zoo.get_config("new_baselines/mask_rcnn_regnety_4gf_dds_FPN_100ep_LSJ.py").model
-    cfg.backbone.bottom_up = small_regnet(
-        se_ratio=se_ratio, norm="SyncBN", out_features=["s1", "s2", "s3", "s4"]
-    )
-    cfg.backbone.out_channels = cfg.proposal_generator.head.in_channels = 32
-    heads = cfg.roi_heads
-    heads.num_classes, heads.box_predictor.test_topk_per_image = 5, 10
-    heads.box_head.conv_dims, heads.box_head.fc_dims = [32], [64]
-    heads.box_head.input_shape = ShapeSpec(channels=32, height=7, width=7)
-    heads.box_predictor.input_shape = ShapeSpec(channels=64)
-    heads.mask_head.input_shape = ShapeSpec(channels=32, height=14, width=14)
-    heads.mask_head.conv_dims = [32, 32]
-    return lively(instantiate(cfg))
+NEW_BASELINES = {
+    "R_50": partial(small_resnet, freeze_at=0),
+    "regnetx_4gf_dds": partial(small_regnet, se_ratio=0.0),
+    "regnety_4gf_dds": partial(small_regnet, se_ratio=0.25),
+}
 
 
-@pytest.mark.parametrize("se_ratio", [0.0, 0.25])
-def test_python_configs_stand(se_ratio, tmp_path):
-    stands(lambda: lazy(se_ratio), tmp_path)
+@pytest.mark.parametrize("name", NEW_BASELINES)
+def test_python_configs_stand(name, tmp_path):
+    cfg = narrow_rcnn(model_zoo.get_config(f"new_baselines/mask_rcnn_{name}_FPN_100ep_LSJ.py").model)
+    outputs = cfg.backbone.bottom_up.out_features
+    cfg.backbone.bottom_up = NEW_BASELINES[name](norm="SyncBN")
+    cfg.backbone.bottom_up.out_features = outputs
+    stands(lambda: lively(instantiate(cfg)), tmp_path)

@@ -6,7 +6,7 @@ import pytest
 from detectron2 import model_zoo
 from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
-from families import build, lively, small_regnet, small_zoo_cfg, stands
+from families import build, comes_back, lively, small_regnet, small_zoo_cfg, stands
 
 from d2prune.adapters import find_adapter
 from d2prune.adapters.fcos import FCOSAdapter
@@ -18,8 +18,8 @@ LAZY = "COCO-Detection/retinanet_R_50_FPN_1x.py"
 FCOS = "COCO-Detection/fcos_R_50_FPN_1x.py"
 
 
-def lazy(name, norm):
-    """The model of a Python config, on a small RegNet."""
+def lazy_config(name, norm):
+    """A Python config's model, on a small RegNet."""
     cfg = model_zoo.get_config(name).model
     cfg.backbone.bottom_up = small_regnet(out_features=["s2", "s3", "s4"])
     cfg.backbone.in_features = ["s2", "s3", "s4"]
@@ -30,7 +30,11 @@ def lazy(name, norm):
     cfg.head.input_shape = [ShapeSpec(channels=32)] * 5
     cfg.head.conv_dims, cfg.head.norm = [32, 32], norm
     cfg.test_score_thresh = 0.0
-    return lively(instantiate(cfg))
+    return cfg
+
+
+def lazy(name, norm):
+    return lively(instantiate(lazy_config(name, norm)))
 
 
 @pytest.mark.parametrize("norm", ["", "GN", "BN", "SyncBN"])
@@ -42,6 +46,7 @@ def test_retinanet_stands(norm, tmp_path):
 @pytest.mark.parametrize("name, norm", [(LAZY, ""), (FCOS, "GN"), (FCOS, "BN")])
 def test_python_configs_stand(name, norm, tmp_path):
     result = stands(lambda: lazy(name, norm), tmp_path)
+    comes_back(lazy_config(name, norm), result, tmp_path)
     heads = {output.split("/")[1] for output in result.proof.compared}
     assert heads == {"logits", "deltas"} | ({"centerness"} if name == FCOS else set())
 

@@ -145,6 +145,35 @@ def test_caffe2_blobs_are_matched_by_name(tmp_path, wrapped):
         assert torch.equal(snapshot(other.backbone.bottom_up)[name], source[name]), name
 
 
+def test_arrays_of_numpy_1_are_read(tmp_path):
+    model, other = tiny_model(), tiny_model(seed=1)
+    weights = {name: tensor.numpy(force=True) for name, tensor in model.state_dict().items()}
+    whole = pickle.dumps({"model": weights, "__author__": "Detectron2 Model Zoo"}, protocol=2)
+    (tmp_path / "x.pkl").write_bytes(whole.replace(b"numpy._core.", b"numpy.core."))
+    load(other, tmp_path / "x.pkl")
+    assert b"numpy.core." in (tmp_path / "x.pkl").read_bytes()
+    assert equal(snapshot(other), snapshot(model))
+
+
+def test_pycls_files_are_matched_by_name(tmp_path):
+    model, other = tiny_model(), tiny_model(seed=1)
+    state = model.backbone.bottom_up.state_dict()
+    torch.save({"model_state": state, "epoch": 3, "cfg": "text"}, tmp_path / "x.pyth")
+    load(other, tmp_path / "x.pyth")
+    assert equal(snapshot(other.backbone.bottom_up), snapshot(model.backbone.bottom_up))
+    torch.save({"model": state}, tmp_path / "y.pyth")
+    untouched(other, tmp_path / "y.pyth", "y.pyth' holds no 'model_state'; expected a checkpoint of pycls")
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.pkl", "x.pyth"])
+def test_what_a_file_would_have_run_is_named(tmp_path, name):
+    weights = {"w": np.ones(2), "evil": Reduce(tmp_path / "ran")}
+    key = "model_state" if name.endswith(".pyth") else "model"
+    write({key: weights, "__author__": "x"}, tmp_path / name, "pkl" if name.endswith(".pkl") else "zip")
+    untouched(tiny_model(), tmp_path / name, r"entry: 'evil' \(a posix.mkdir, which is not executed")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_query_asks_for_name_matching(tmp_path):
     model, other = tiny_model(), tiny_model(seed=1)
     state = model.backbone.bottom_up.state_dict()

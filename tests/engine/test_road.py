@@ -231,6 +231,13 @@ def test_pruned_yaml_can_be_finetuned_and_pruned_again(tuned, tmp_path):
     assert yaml_cfg(tmp_path / "b").MODEL.PRUNING.BASE == "BlendMask" and detect(again)
 
 
+def test_pruned_yaml_can_be_pruned_and_finetuned_at_once(tuned, tmp_path):
+    modes = ("MODEL.PRUNE", "True", "MODEL.FINETUNE", "True", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()")
+    command(tuned / "pruned.yaml", tmp_path, *modes, "MODEL.PRUNING.AMOUNT", "0.2")
+    assert read_spec(tmp_path / "model_final.pth") == read_spec(tmp_path / "model_pruned.pth")
+    assert read_spec(tmp_path / "model_final.pth") != read_spec(tuned / "model_final.pth")
+
+
 def test_without_the_modes_a_pruned_file_is_recognised(pruned, tmp_path):
     cfg = run_cfg(tmp_path, "MODEL.WEIGHTS", str(pruned / "model_pruned.pth"))
     trainer = train_net().Trainer(cfg)

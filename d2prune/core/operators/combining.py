@@ -59,12 +59,13 @@ def choose(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
 def by_channel(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
     """Pooling, resampling and the like work on each channel alone; dimension 1 has the channels."""
     x = next(t for t in tensors_in(bound) if labels.of(t))
-    through = tuple(s for s in labels.of(x) if support(s) in ((0,), (1,)))
     others = tuple(s for s in labels.of(x) if support(s) not in ((0,), (1,)))
     keep(labels, others, f"lie along a dimension that {func._schema.name} resamples")
     for result in tensors_in([out]):
-        if result.shape[:2] == x.shape[:2]:
-            labels.set(result, through)
+        through = [s for s in labels.of(x) if support(s) in ((0,), (1,)) and result.dim() == x.dim()]
+        labels.set(
+            result, tuple(s for s in through if all(result.shape[d] == x.shape[d] for d in support(s)))
+        )
 
 
 def batch_norm(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
