@@ -74,7 +74,8 @@ def measure(
     positions: Counter[nn.Module] = Counter()
 
     def count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        positions[module] += _positions(module, inputs[0], output)
+        if inputs:
+            positions[module] += _positions(module, inputs[0], output)
 
     hooks = [m.register_forward_hook(count) for m in names if has_inputs(m)]
     counter = FlopCounterMode(display=False)
@@ -103,7 +104,7 @@ def _bare_parameters(model: nn.Module, layers: Mapping[str, LayerCost]) -> dict[
 def _positions(module: Any, given: Tensor, output: Tensor) -> int:
     """How often the kernel is applied: output positions, or input ones of a transposed convolution."""
     if not isinstance(module, ConvNd):
-        return int(output.numel() // axis_width(module, "out"))
+        return int(given.numel() // axis_width(module, "in"))
     if module.transposed:
         return int(given.numel() // module.in_channels)
     # Hooks of fused convolutions see the norm's or activation's result: same shape, same count.

@@ -30,6 +30,7 @@ from d2prune.core.types import Group, Indices, Member, Mention, Repeat, Site
 from d2prune.errors import PruneError
 
 Outputs = Mapping[str, Tensor]
+UNMADE = "no layer that can be cut makes its channels"
 Unit = dict[Any, list[int]]  # the positions that one unit has on each axis, and in each mention
 
 
@@ -210,17 +211,18 @@ def _groups(trace: _Trace) -> tuple[Group, ...]:
     mentioned = _places(enumerate(trace.repeats.values()), roots)
     alike: dict[tuple[Any, ...], list[Unit]] = defaultdict(list)
     for root, unit in _places(((site, axis.ids) for site, axis in axes.items()), roots).items():
-        if not any(axes[site].makes(site[1]) for site in unit):
+        made = any(axes[site].makes(site[1]) for site in unit)
+        if not made and all(axis == "in" for _, axis in unit):
             continue
         read = root in inner or any(s[1] == "in" or isinstance(axes[s].layer, Tensor) for s in unit)
-        why = kept.get(root) or ("" if read else "nothing that was traced reads them")
+        why = kept.get(root) or ("" if read else "nothing that was traced reads them") if made else UNMADE
         places = [*unit.items(), *mentioned.get(root, {}).items()]
         cuts = frozenset((key, len(positions)) for key, positions in places)
         alike[(cuts, why, inexact.get(root, ""), root in inner)].append({**unit, **mentioned.get(root, {})})
     rank = {path: i for i, path in enumerate(dict.fromkeys(path for path, _ in axes))}
     names = [(module, repeat) for module, repeat, _ in trace.repeats]
-    made = [_group(units, axes, rank, names, *about) for (_, *about), units in alike.items()]
-    return tuple(sorted(made, key=lambda group: rank[group.name]))
+    groups = [_group(units, axes, rank, names, *about) for (_, *about), units in alike.items()]
+    return tuple(sorted(groups, key=lambda group: rank[group.name]))
 
 
 def _places(labelled: Iterable[tuple[Any, Ids]], roots: Ids) -> dict[int, dict[Any, list[int]]]:
@@ -273,4 +275,4 @@ def _group(
     members = tuple(Member(layer, axis, rows((layer, axis))) for layer, axis in sites)
     mentions = tuple(Mention(*names[key], key, rows(key)) for key in units[0] if key not in axes)
     producers = tuple(site[0] for site in sites if axes[site].makes(site[1]))
-    return Group(producers[0], members, producers, fixed, inexact, inner, mentions)
+    return Group(sites[0][0], members, producers, fixed, inexact, inner, mentions)

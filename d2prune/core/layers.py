@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d2prune.core.attention import is_foreign
 from d2prune.core.layouts import layout_of, tensors_on
 from d2prune.core.types import Axis
 from d2prune.errors import PruneError
@@ -31,7 +32,7 @@ def is_depthwise(layer: nn.Module) -> bool:
 def is_layer(layer: object) -> bool:
     """True where :func:`cut` can take channels out."""
     if isinstance(layer, nn.Module) and layout_of(layer) is not None:
-        return bool(tensors_on(layer, "out"))
+        return bool(tensors_on(layer, "out")) and not is_foreign(layer)
     if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
         return False  # one slope for all channels: nothing to take out
     if isinstance(layer, (*ConvNd, nn.Linear)) and "weight" not in layer._parameters:

@@ -101,7 +101,8 @@ class Group:
     Attributes:
         name: path of its first producing layer.
         members: every axis it cuts; the first is the producer that names it.
-        producers: paths of the layers whose output channels these are.
+        producers: paths of the layers whose output channels these are; none where only layers that
+            carry channels were found, which then stay.
         fixed: why it can't be pruned; empty when it can.
         inexact: why removal can't equal masking (LayerNorm); empty when it does.
         inner: activations are multiplied with each other and summed over these channels (queries and
