@@ -18,7 +18,7 @@ class NarrowAttention(nn.MultiheadAttention):
     ``head_dim`` stays that of the layer as it was built: the scale is derived from it.
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
@@ -53,7 +53,8 @@ class NarrowAttention(nn.MultiheadAttention):
         return result, chances.mean(-3) if average_attn_weights else chances
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (self.num_heads, -1))
+        return heads.transpose(1, 2)
 
     def _added(self, mask: Tensor, scores: Tensor, padding: bool) -> Tensor:
         """A mask as what is added to the scores (N, H, L, S); True is where nothing may look."""
@@ -61,7 +62,7 @@ class NarrowAttention(nn.MultiheadAttention):
             mask = scores.new_zeros(mask.shape).masked_fill(mask, float("-inf"))
         if padding:
             return mask.reshape(-1, 1, 1, scores.shape[-1])
-        return mask if mask.dim() == 2 else mask.view(scores.shape)
+        return mask if mask.dim() == 2 else mask.reshape(scores.shape)
 
 
 def narrow(layer: nn.MultiheadAttention) -> None:
