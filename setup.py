@@ -13,7 +13,15 @@ VERSION = "0.1.0.dev0"
 EXTRAS = {
     "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"],
     "data": ["mlxtend>=0.23", "scikit-image>=0.22"],
-    "dev": ["mypy>=1.11", "pre-commit>=3", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9"],
+    "zoo": ["timm>=1.0", "transformers>=4.57"],  # Detectron2's ViTDet, Swin and MViT need timm, too
+    "dev": [
+        "hypothesis>=6.100",
+        "mypy>=1.11",
+        "pre-commit>=3",
+        "pytest>=8",
+        "pytest-xdist>=3.5",
+        "ruff>=0.9",
+    ],
 }
 EXTRAS["all"] = sorted(name for names in EXTRAS.values() for name in names)
 
