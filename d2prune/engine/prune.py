@@ -19,7 +19,7 @@ from d2prune.core.coverage import UNREACHED, coverage
 from d2prune.core.graph import trace_groups
 from d2prune.core.importance import score
 from d2prune.core.layers import is_layer
-from d2prune.core.planner import check, plan
+from d2prune.core.planner import TOLERANCE, check, plan
 from d2prune.core.repeats import install, needed
 from d2prune.core.spec import PruneSpec, spec_of
 from d2prune.core.types import Coverage, Group, Proof, Request, Totals
@@ -30,6 +30,7 @@ from d2prune.rebuild import prune_further
 
 Model = TypeVar("Model", bound=nn.Module)
 logger = logging.getLogger(__name__)
+ROUNDS = 4  # plans made, at most, until the cost that is measured is the one asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,16 +136,22 @@ def _prune_groups(
     model: Model, groups: tuple[Group, ...], costs: CostModel, request: Request, target: Target, prove: bool
 ) -> PruneResult[Model]:
     names = [name for name, _ in model.named_modules()]
-    decided = plan(
-        groups, score(model, groups, request.criterion), rooms(groups, request, names), costs, request
-    )
-    spec = spec_of(decided, type(model).__name__, model)
-    pruned = _cut(model, spec, target)
-    after = _measure_pruned(pruned, target)
+    scores, spaces = score(model, groups, request.criterion), rooms(groups, request, names)
+    asked = request
+    for _ in range(ROUNDS):
+        decided = plan(groups, scores, spaces, costs, asked)
+        spec = spec_of(decided, type(model).__name__, model)
+        pruned = _cut(model, spec, target)
+        after = _measure_pruned(pruned, target)
+        reached = _saved(costs.totals, after, request, decided.reached)
+        if reached - decided.reached <= TOLERANCE or abs(reached - request.amount) <= TOLERANCE:
+            break
+        # Products of activations became cheaper, too, which no layer's width foretells.
+        asked = dataclasses.replace(asked, amount=asked.amount * request.amount / reached)
     proof = verify(model, pruned, decided, spec, target.outputs) if prove else None
     rows = coverage(model, pruned, decided, costs)
     _warn_unreached(rows)
-    _warn_missed(request, decided.reached)
+    _warn_missed(request, reached)
     return PruneResult(
         model=pruned,
         spec=pruned.prune_spec,
@@ -154,8 +161,16 @@ def _prune_groups(
         before=costs.totals,
         after=after,
         request=request,
-        reached=decided.reached,
+        reached=reached,
     )
+
+
+def _saved(before: Totals, after: Totals, request: Request, planned: float) -> float:
+    """The fraction of the target's cost that went, as measured; as planned where channels are counted."""
+    if request.target == "channels":
+        return planned
+    old, new = (getattr(totals, request.target) for totals in (before, after))
+    return 1 - float(new) / float(old)
 
 
 def _cut(model: Model, spec: PruneSpec, target: Target) -> Model:

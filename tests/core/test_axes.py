@@ -69,7 +69,7 @@ def test_bare_parameters_are_axes_of_their_own():
 
 
 WHOLE = {
-    "attention": (nn.MultiheadAttention(8, 2), "a MultiheadAttention"),
+    "gru": (nn.GRU(8, 8), "a GRU"),
     "rms": (nn.RMSNorm(8), "a RMSNorm"),
     "computed": (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "whose weight is computed"),
 }

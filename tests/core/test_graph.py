@@ -153,7 +153,6 @@ def test_layernorm_is_pruned_where_inexact_is_allowed():
 
 
 FOREIGN = {
-    "attention": (nets.Attention, images(), ("stem", "down")),
     "lstm": (nets.Recurrent, torch.rand(2, 5, 6), ("inp",)),
     "embedding": (nets.Words, torch.arange(14).view(2, 7), ()),
 }

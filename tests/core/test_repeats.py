@@ -146,3 +146,9 @@ def test_installing_again_replaces():
 def test_a_split_is_given_by_its_ends():
     repeat = Repeat("split", 2, 1, 10, (4,))
     assert positions(repeat) == (4, 8, 10) and corrected(repeat, (3, 5, 6)) == (3, 2, 1)
+
+
+def test_products_of_activations_count_towards_the_amount():
+    result = d2prune.prune(Transformer(Dino), 0.3, example_inputs=tokens(64))
+    measured = 1 - result.after.macs / result.before.macs
+    assert result.reached == pytest.approx(measured) == pytest.approx(0.3, abs=0.01)
