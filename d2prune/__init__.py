@@ -13,6 +13,7 @@ from d2prune.config import add_prune_config, get_cfg
 from d2prune.core.importance import register_criterion
 from d2prune.core.layouts import register_layer
 from d2prune.core.spec import PruneSpec
+from d2prune.engine.detections import compare_detections
 from d2prune.engine.prune import PruneResult, prune
 from d2prune.engine.traceable import traceable
 from d2prune.engine.trainer import PruneTrainer, PruningMixin
@@ -33,6 +34,7 @@ __all__ = [
     "PruningCheckpointer",
     "PruningMixin",
     "add_prune_config",
+    "compare_detections",
     "get_cfg",
     "load",
     "prune",

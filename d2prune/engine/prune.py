@@ -22,7 +22,7 @@ from d2prune.core.layers import is_layer
 from d2prune.core.planner import TOLERANCE, check, plan
 from d2prune.core.repeats import install, needed
 from d2prune.core.spec import PruneSpec, spec_of
-from d2prune.core.types import Coverage, Group, Proof, Request, Totals
+from d2prune.core.types import Coverage, Group, Proof, PrunePlan, Request, Totals
 from d2prune.core.verify import MisfitError, verify
 from d2prune.engine.trial import FAILURES, without_misfits
 from d2prune.errors import PruneError
@@ -47,6 +47,7 @@ class PruneResult(Generic[Model]):
         after: those of the pruned one, measured again, not predicted.
         request: what was asked for.
         reached: fraction of the request's target that went.
+        plan: which units of which groups stayed.
     """
 
     model: Model
@@ -58,6 +59,7 @@ class PruneResult(Generic[Model]):
     after: Totals
     request: Request
     reached: float
+    plan: PrunePlan
 
 
 def prune(
@@ -162,6 +164,7 @@ def _prune_groups(
         after=after,
         request=request,
         reached=reached,
+        plan=decided,
     )
 
 
