@@ -7,8 +7,7 @@ one forward pass.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,21 +20,20 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from d2prune.core.axes import LayerAxis, label_layers, tensors_of, whole_layers
+from d2prune.core.axes import label_layers, tensors_of, whole_layers
+from d2prune.core.calls import positions, read
+from d2prune.core.grouping import groups_of
 from d2prune.core.labels import Book, Ids, Sheets, along
 from d2prune.core.layers import unfused_attention
 from d2prune.core.operators import follow, tensors_in
-from d2prune.core.repeats import positions, read
-from d2prune.core.types import Group, Indices, Member, Mention, Repeat, Site
+from d2prune.core.types import Group, Repeat
 from d2prune.errors import PruneError
 
 Outputs = Mapping[str, Tensor]
-UNMADE = "no layer that can be cut makes its channels"
-Unit = dict[Any, list[int]]  # the positions that one unit has on each axis, and in each mention
 
 
 def trace_groups(model: nn.Module, forward: Callable[[nn.Module], Outputs]) -> tuple[Group, ...]:
-    """Runs ``forward`` once and groups the channels that must go together.
+    """Runs ``forward``, mostly once, and groups the channels that must go together.
 
     Args:
         model: in eval mode; not changed.
@@ -55,7 +53,7 @@ def trace_groups(model: nn.Module, forward: Callable[[nn.Module], Outputs]) -> t
         free = np.setdiff1d(stuck, by_rows.stuck())
         if free.size:
             trace = by_rows if len(free) == len(stuck) else _traced(model, forward, free)
-    return _groups(trace)
+    return groups_of(trace)
 
 
 def _traced(model: nn.Module, forward: Callable[[nn.Module], Outputs], whole_rows: Ids | None) -> _Trace:
@@ -199,80 +197,3 @@ class _Calls(TorchFunctionMode):
                 rest = call.rest([r.asked for r in call.asked]) if call.rest is not None else None
                 self._trace.note(repeat, call.tensor if call.tensor is not None else out, rest)
         return out
-
-
-def _groups(trace: _Trace) -> tuple[Group, ...]:
-    """Units that cut the same axes by the same amounts form one group."""
-    roots = trace.book.roots()
-    axes = {site: axis for site, axis in trace.axes.items() if site[0] in trace.touched}
-    kept = _by_root([*trace.book.outputs, *trace.book.kept], roots)
-    inexact = _by_root(trace.book.inexact, roots)
-    inner = _inner(trace, roots)
-    mentioned = _places(enumerate(trace.repeats.values()), roots)
-    alike: dict[tuple[Any, ...], list[Unit]] = defaultdict(list)
-    for root, unit in _places(((site, axis.ids) for site, axis in axes.items()), roots).items():
-        made = any(axes[site].makes(site[1]) for site in unit)
-        if not made and all(axis == "in" for _, axis in unit):
-            continue
-        read = root in inner or any(s[1] == "in" or isinstance(axes[s].layer, Tensor) for s in unit)
-        why = kept.get(root) or ("" if read else "nothing that was traced reads them") if made else UNMADE
-        places = [*unit.items(), *mentioned.get(root, {}).items()]
-        cuts = frozenset((key, len(positions)) for key, positions in places)
-        alike[(cuts, why, inexact.get(root, ""), root in inner)].append({**unit, **mentioned.get(root, {})})
-    rank = {path: i for i, path in enumerate(dict.fromkeys(path for path, _ in axes))}
-    names = [(module, repeat) for module, repeat, _ in trace.repeats]
-    groups = [_group(units, axes, rank, names, *about) for (_, *about), units in alike.items()]
-    return tuple(sorted(groups, key=lambda group: rank[group.name]))
-
-
-def _places(labelled: Iterable[tuple[Any, Ids]], roots: Ids) -> dict[int, dict[Any, list[int]]]:
-    """For every unit, where on each labelled dimension it is."""
-    units: dict[int, dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for key, ids in labelled:
-        for position, root in enumerate(roots[ids].tolist()):
-            if root:
-                units[root][key].append(position)
-    return units
-
-
-def _by_root(notes: Iterable[tuple[Ids, str]], roots: Ids) -> dict[int, str]:
-    """The first reason noted for any label of a unit."""
-    found: dict[int, str] = {}
-    for ids, why in notes:
-        for root in np.unique(roots[ids]).tolist():
-            found.setdefault(root, why)
-    return found
-
-
-def _inner(trace: _Trace, roots: Ids) -> set[int]:
-    """Units summed over in a product of two activations: neither side is a layer's weight."""
-    columns = np.zeros(trace.book.count, dtype=bool)
-    for (_, axis), found in trace.axes.items():
-        columns[found.ids] = axis == "in"
-    inner: set[int] = set()
-    for one, two in trace.book.products:
-        ids = one[~columns[one] & ~columns[two]]
-        inner.update(np.unique(roots[ids[ids > 0]]).tolist())
-    return inner
-
-
-def _group(
-    units: list[Unit],
-    axes: Mapping[Site, LayerAxis],
-    rank: Mapping[str, int],
-    names: Sequence[tuple[str, Repeat]],
-    fixed: str,
-    inexact: str,
-    inner: bool,
-) -> Group:
-    def order(site: Site) -> tuple[bool, int, str]:
-        return (not axes[site].makes(site[1]), rank[site[0]], site[1])
-
-    def rows(key: Any) -> Indices:
-        return np.array([unit[key] for unit in units], dtype=np.int64)
-
-    sites = sorted((key for key in units[0] if key in axes), key=order)
-    members = tuple(Member(layer, axis, rows((layer, axis))) for layer, axis in sites)
-    mentions = tuple(Mention(*names[key], key, rows(key)) for key in units[0] if key not in axes)
-    producers = tuple(site[0] for site in sites if axes[site].makes(site[1]))
-    return Group(sites[0][0], members, producers, fixed, inexact, inner, mentions)

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from d2prune.core.calls import corrected, positions
 from d2prune.core.layers import Keep, axis_width, groups_after, has_inputs, is_layer, parameter_dim
-from d2prune.core.repeats import corrected, positions
 from d2prune.core.types import Axis, Correction, PrunePlan, Repeat, Site
 from d2prune.errors import PruneError
 

@@ -12,7 +12,8 @@ from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
 import d2prune
-from d2prune.core.repeats import Corrections, corrected, install, needed, positions
+from d2prune.core.calls import corrected, positions
+from d2prune.core.repeats import Corrections, install, needed
 from d2prune.core.spec import PruneSpec
 from d2prune.core.types import Correction, Repeat
 from d2prune.rebuild import rebuild

@@ -1,0 +1,110 @@
+"""From labels to groups: which channels of which layers go together, and which must stay."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from d2prune.core.axes import LayerAxis
+from d2prune.core.labels import Book, Ids
+from d2prune.core.types import Group, Indices, Member, Mention, Repeat, Site
+
+UNMADE = "no layer that can be cut makes its channels"
+Unit = dict[Any, list[int]]  # the positions that one unit has on each axis, and in each mention
+
+
+class Traced(Protocol):
+    """What a trace has written down.
+
+    Attributes:
+        book: all labels, and what is known of them.
+        axes: the labels of every layer's axes.
+        touched: paths of the layers that ran.
+        repeats: labels of what code names by number: by module, by what it names, and by the labels.
+    """
+
+    book: Book
+    axes: dict[Site, LayerAxis]
+    touched: set[str]
+    repeats: dict[tuple[str, Repeat, bytes], Ids]
+
+
+def groups_of(trace: Traced) -> tuple[Group, ...]:
+    """Units that cut the same axes by the same amounts form one group."""
+    roots = trace.book.roots()
+    axes = {site: axis for site, axis in trace.axes.items() if site[0] in trace.touched}
+    kept = _by_root([*trace.book.outputs, *trace.book.kept], roots)
+    inexact = _by_root(trace.book.inexact, roots)
+    inner = _inner(trace, roots)
+    mentioned = _places(enumerate(trace.repeats.values()), roots)
+    alike: dict[tuple[Any, ...], list[Unit]] = defaultdict(list)
+    for root, unit in _places(((site, axis.ids) for site, axis in axes.items()), roots).items():
+        made = any(axes[site].makes(site[1]) for site in unit)
+        if not made and all(axis == "in" for _, axis in unit):
+            continue
+        read = root in inner or any(s[1] == "in" or isinstance(axes[s].layer, Tensor) for s in unit)
+        why = kept.get(root) or ("" if read else "nothing that was traced reads them") if made else UNMADE
+        places = [*unit.items(), *mentioned.get(root, {}).items()]
+        cuts = frozenset((key, len(positions)) for key, positions in places)
+        alike[(cuts, why, inexact.get(root, ""), root in inner)].append({**unit, **mentioned.get(root, {})})
+    rank = {path: i for i, path in enumerate(dict.fromkeys(path for path, _ in axes))}
+    names = [(module, repeat) for module, repeat, _ in trace.repeats]
+    groups = [_group(units, axes, rank, names, *about) for (_, *about), units in alike.items()]
+    return tuple(sorted(groups, key=lambda group: rank[group.name]))
+
+
+def _places(labelled: Iterable[tuple[Any, Ids]], roots: Ids) -> dict[int, dict[Any, list[int]]]:
+    """For every unit, where on each labelled dimension it is."""
+    units: dict[int, dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for key, ids in labelled:
+        for position, root in enumerate(roots[ids].tolist()):
+            if root:
+                units[root][key].append(position)
+    return units
+
+
+def _by_root(notes: Iterable[tuple[Ids, str]], roots: Ids) -> dict[int, str]:
+    """The first reason noted for any label of a unit."""
+    found: dict[int, str] = {}
+    for ids, why in notes:
+        for root in np.unique(roots[ids]).tolist():
+            found.setdefault(root, why)
+    return found
+
+
+def _inner(trace: Traced, roots: Ids) -> set[int]:
+    """Units summed over in a product of two activations: neither side is a layer's weight."""
+    columns = np.zeros(trace.book.count, dtype=bool)
+    for (_, axis), found in trace.axes.items():
+        columns[found.ids] = axis == "in"
+    inner: set[int] = set()
+    for one, two in trace.book.products:
+        ids = one[~columns[one] & ~columns[two]]
+        inner.update(np.unique(roots[ids[ids > 0]]).tolist())
+    return inner
+
+
+def _group(
+    units: list[Unit],
+    axes: Mapping[Site, LayerAxis],
+    rank: Mapping[str, int],
+    names: Sequence[tuple[str, Repeat]],
+    fixed: str,
+    inexact: str,
+    inner: bool,
+) -> Group:
+    def order(site: Site) -> tuple[bool, int, str]:
+        return (not axes[site].makes(site[1]), rank[site[0]], site[1])
+
+    def rows(key: Any) -> Indices:
+        return np.array([unit[key] for unit in units], dtype=np.int64)
+
+    sites = sorted((key for key in units[0] if key in axes), key=order)
+    members = tuple(Member(layer, axis, rows((layer, axis))) for layer, axis in sites)
+    mentions = tuple(Mention(*names[key], key, rows(key)) for key in units[0] if key not in axes)
+    producers = tuple(site[0] for site in sites if axes[site].makes(site[1]))
+    return Group(sites[0][0], members, producers, fixed, inexact, inner, mentions)
