@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from d2prune.adapters import Target
 from d2prune.core.constraints import rooms
@@ -122,6 +123,7 @@ def prune_model(model: Model, request: Request, target: Target, prove: bool = Tr
     """As :func:`prune`, from a request and a trace target."""
     check(request)
     _check_model(model)
+    _check_inputs(model, target)
     groups = find_groups(model, target)
     costs = measure_model(model, target)
     while True:
@@ -215,11 +217,28 @@ def _warn_unreached(rows: Sequence[Coverage]) -> None:
 
 
 def _check_model(model: nn.Module) -> None:
+    if not any(True for _ in model.parameters()):
+        raise PruneError(f"{type(model).__name__} has no parameters: there is nothing to prune")
     layers = {name: module for name, module in model.named_modules() if is_layer(module)}
     statistics = ((f"{n}.{b}", t) for n, m in layers.items() for b, t in m.named_buffers(recurse=False))
     for name, tensor in (*model.named_parameters(), *statistics):
         if not torch.isfinite(tensor).all():
             raise PruneError(f"{name} is not finite; refusing to prune")
+
+
+def _check_inputs(model: nn.Module, target: Target) -> None:
+    """The model runs as it is: else whatever comes later would be blamed on the prune."""
+    try:
+        with torch.no_grad():
+            target.outputs(copy.deepcopy(model).float().eval())
+    except PruneError:
+        raise
+    except FAILURES as error:
+        shapes = tree_map(lambda v: tuple(v.shape) if isinstance(v, torch.Tensor) else v, target.inputs)
+        raise PruneError(
+            f"{type(model).__name__} does not run on example_inputs {shapes}: {error}; expected a tensor, or "
+            "a tuple or dict of arguments, that its forward takes (or a forward_fn= that calls it)"
+        ) from error
 
 
 def _measure_pruned(pruned: nn.Module, target: Target) -> Totals:

@@ -266,3 +266,14 @@ def test_pruning_in_a_copy_of_a_copy_is_independent():
     second = prune(first.model, 0.3, example_inputs=images())
     assert twin.prune_spec == first.spec != second.spec
     assert second.step != second.spec
+
+
+@pytest.mark.parametrize("inputs", [torch.rand(1, 5, 8, 8), {"y": torch.rand(1, 3, 8, 8)}, ()])
+def test_inputs_that_the_model_does_not_take_are_an_error(inputs):
+    with pytest.raises(PruneError, match="Net does not run on example_inputs"):
+        prune(net(), 0.3, example_inputs=inputs)
+
+
+def test_a_model_without_parameters_is_an_error():
+    with pytest.raises(PruneError, match="ReLU has no parameters"):
+        prune(nn.ReLU(), 0.3, example_inputs=images())
