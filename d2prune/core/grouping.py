@@ -44,7 +44,7 @@ def groups_of(trace: Traced) -> tuple[Group, ...]:
     alike: dict[tuple[Any, ...], list[Unit]] = defaultdict(list)
     for root, unit in _places(((site, axis.ids) for site, axis in axes.items()), roots).items():
         made = any(axes[site].makes(site[1]) for site in unit)
-        if not made and all(axis == "in" for _, axis in unit):
+        if not made and all(s[1] == "in" or isinstance(axes[s].layer, Tensor) for s in unit):
             continue
         read = root in inner or any(s[1] == "in" or isinstance(axes[s].layer, Tensor) for s in unit)
         why = kept.get(root) or ("" if read else "nothing that was traced reads them") if made else UNMADE
