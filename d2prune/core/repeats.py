@@ -8,7 +8,7 @@ down, are changed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -59,11 +59,21 @@ class Corrections(TorchFunctionMode):
                         return call.redo(numbers)
         return func(*args, **kwargs)
 
-    def _choices(self, call: Call) -> Iterator[tuple[Correction | Numbers, ...]]:
-        """Every way to correct some of the numbers, most first."""
+    def _choices(self, call: Call) -> list[tuple[Correction | Numbers, ...]]:
+        """Every way to correct some of the numbers: most first, and of as many those further back.
+
+        Of (..., 3, 3, 32), heads are the second 3: what was stacked stands in front of what it was made of.
+        """
         known = [self._known(repeat) for repeat in call.asked]
-        if any(known):
-            yield from product(*([*k, r.asked] for k, r in zip(known, call.asked, strict=True)))
+        if not any(known):
+            return []
+        ways = product(*([*k, r.asked] for k, r in zip(known, call.asked, strict=True)))
+
+        def order(way: tuple[Correction | Numbers, ...]) -> tuple[int, list[bool]]:
+            changed = [isinstance(numbers, Correction) for numbers in reversed(way)]
+            return sum(changed), changed
+
+        return sorted(ways, key=order, reverse=True)
 
     def _known(self, repeat: Repeat) -> list[Correction]:
         """Those of a number; of a view also those of its parts: heads times pictures may be one size."""

@@ -56,7 +56,7 @@ def verify(model: nn.Module, pruned: nn.Module, plan: PrunePlan, spec: PruneSpec
             f"(allowed {ALLOWED:.0e})"
         )
     contrast = max(_error(masked[name], control[name]) for name in masked)
-    shown = contrast >= CONTROL * max(errors[worst], np.finfo(np.float64).eps)
+    shown = contrast >= CONTROL * max(errors[worst], float(np.finfo(np.float64).eps))
     reason = "" if shown else f"inconclusive: the control errs by only {contrast:.1e}"
     return Proof(shown and not inexact, errors[worst], contrast, "float64", tuple(masked), inexact or reason)
 

@@ -20,7 +20,7 @@ from d2prune.core.spec import spec_of
 from d2prune.core.surgery import resize
 from d2prune.core.types import Request
 from d2prune.core.verify import control_plan, verify
-from d2prune.engine.prune import find_groups
+from d2prune.engine.prune import find_groups, prune
 from d2prune.errors import PruneError
 
 NOT_EQUAL = re.compile(
@@ -56,6 +56,14 @@ def test_an_honest_prune_is_exact_and_its_control_errs():
     proof = Case(Residual()).verify()
     assert proof.exact and proof.error <= 1e-9 and proof.control_error >= 1000 * proof.error
     assert proof.dtype == "float64" and proof.compared == ("output",)
+
+
+def test_the_verdict_is_plain_data():
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(1), model[2].weight.fill_(1)  # sums of whole numbers: no error at all
+    proof = prune(model, 0.3, example_inputs=torch.ones(1, 2)).proof
+    assert type(proof.exact) is bool and type(proof.error) is type(proof.control_error) is float
 
 
 def test_one_changed_weight_is_found():
