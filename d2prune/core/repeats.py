@@ -67,13 +67,14 @@ class Corrections(TorchFunctionMode):
         known = [self._known(repeat) for repeat in call.asked]
         if not any(known):
             return []
-        ways = product(*([*k, r.asked] for k, r in zip(known, call.asked, strict=True)))
+        options: list[list[Correction | Numbers]]
+        options = [[*k, r.asked] for k, r in zip(known, call.asked, strict=True)]
 
         def order(way: tuple[Correction | Numbers, ...]) -> tuple[int, list[bool]]:
             changed = [isinstance(numbers, Correction) for numbers in reversed(way)]
             return sum(changed), changed
 
-        return sorted(ways, key=order, reverse=True)
+        return sorted(product(*options), key=order, reverse=True)
 
     def _known(self, repeat: Repeat) -> list[Correction]:
         """Those of a number; of a view also those of its parts: heads times pictures may be one size."""

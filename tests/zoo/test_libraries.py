@@ -69,7 +69,8 @@ def test_a_model_as_it_comes_is_pruned_exactly(name, tmp_path):
     result = d2prune.prune(model, 0.25, allocation="uniform", example_inputs=x)
     assert result.proof.exact, result.proof
     attention = [r for r in result.coverage if r.name.endswith(("qkv", "attn.q", "q_proj", "query"))]
-    assert attention and all(row.status == "pruned" for row in attention)
+    assert any(row.status == "pruned" for row in attention)
+    assert all(row.status == "pruned" or "reached without it" in row.reason for row in attention)
     d2prune.save(result, tmp_path / "p.pth")
     loaded = d2prune.load(tmp_path / "p.pth", MAKE[name]()).eval()
     with torch.no_grad():
