@@ -80,7 +80,8 @@ def _given(args: Sequence[Any], kwargs: Mapping[str, Any], place: int, name: str
 def _sizes(kind: str, shape: Sequence[int], first: int, dims: int) -> tuple[tuple[Repeat, ...], list[int]]:
     """One Repeat for each number of a shape that is not -1, and the places where these stand."""
     where = [i for i, size in enumerate(shape) if isinstance(size, int) and size != -1]
-    return tuple(Repeat(kind, dims, first + i, shape[i], (shape[i],)) for i in where), where
+    hole = first + shape.index(-1) if -1 in shape else -1
+    return tuple(Repeat(kind, dims, first + i, shape[i], (shape[i],), hole) for i in where), where
 
 
 def _replaced(shape: Sequence[int], where: Sequence[int], numbers: Sequence[Numbers]) -> tuple[int, ...]:

@@ -83,7 +83,7 @@ class _Trace(TorchDispatchMode):
         self.book = Book(self._where, whole_rows)
         self.touched: set[str] = set()
         self.repeats: dict[tuple[str, Repeat, bytes], Ids] = {}
-        self._others: set[tuple[str, int, int]] = set()
+        self._others: set[tuple[str, int, int, int]] = set()
         self._path = [""]
         self._sheets = WeakTensorKeyDictionary()
         self._whole = whole_layers(model)
@@ -149,7 +149,7 @@ class _Trace(TorchDispatchMode):
         ids, module = along(self.of(tensor), repeat.dim), self._path[-1]
         if ids is None:
             if rest is not None and repeat.size > 1:
-                self._others.add((module, repeat.dims, repeat.dim))
+                self._others.add((module, repeat.dims, repeat.dim, repeat.hole))
         elif ids.numel() == repeat.size and all(p <= repeat.size for p in positions(repeat)):
             values = ids.cpu().numpy()
             self.repeats[module, replace(repeat, rest=rest or 0), values.tobytes()] = values
@@ -161,7 +161,7 @@ class _Trace(TorchDispatchMode):
         for (module, repeat, key), ids in noted.items():
             if repeat.rest:
                 self.book.tie(*map(torch.from_numpy, (first.setdefault((module, repeat), ids), ids)))
-            unique = (module, repeat.dims, repeat.dim) not in self._others
+            unique = (module, repeat.dims, repeat.dim, repeat.hole) not in self._others
             self.repeats[module, replace(repeat, rest=0) if unique else repeat, key] = ids
 
     def keep_outputs(self, outputs: Outputs) -> None:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from d2prune.core.calls import Call, Numbers, read
 from d2prune.core.types import Correction, Repeat
 
-Key = tuple[str, int, int, int, Numbers]
+Key = tuple[str, int, int, int, int, Numbers]
 
 
 class Corrections(TorchFunctionMode):
@@ -81,8 +81,8 @@ class Corrections(TorchFunctionMode):
         exact = self.table.get(_key(repeat, repeat.size))
         if exact or repeat.kind != "view":
             return exact or []
-        place, size = ("view", repeat.dims, repeat.dim), repeat.size
-        alike = [c for key, corrections in self.table.items() if key[:3] == place for c in corrections]
+        place, size = _key(repeat, 0)[:4], repeat.size
+        alike = [c for key, corrections in self.table.items() if key[:4] == place for c in corrections]
         parts = [c for c in alike if size * c.size % c.repeat.size == 0]
         return [replace(c, given=(size * c.size // c.repeat.size,)) for c in parts]
 
@@ -131,7 +131,8 @@ def _remove(module: nn.Module) -> None:
 
 def _key(repeat: Repeat, size: int) -> Key:
     """A part's numbers mean something only on a dimension of one size; a view makes its dimension."""
-    return repeat.kind, repeat.dims, repeat.dim, size if repeat.kind != "view" else 0, repeat.asked
+    known = size if repeat.kind != "view" else 0
+    return repeat.kind, repeat.dims, repeat.dim, repeat.hole, known, repeat.asked
 
 
 def _numbers(correction: Correction) -> Numbers:

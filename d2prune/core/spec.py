@@ -102,13 +102,14 @@ def _row(keep: Keep, widths: tuple[int | None, int | None]) -> dict[str, Any]:
 
 def _numbers(correction: Correction) -> list[Any]:
     r = correction.repeat
-    return [r.kind, r.dims, r.dim, r.size, list(r.asked), r.rest, correction.size, list(correction.given)]
+    numbers = [r.dims, r.dim, r.size, list(r.asked), r.hole, r.rest]
+    return [r.kind, *numbers, correction.size, list(correction.given)]
 
 
 def _correction(row: Sequence[Any]) -> Correction:
-    kind, dims, dim, size, asked, rest, now, given = row
-    numbers = tuple(_whole(n) for n in asked)
-    before = Repeat(str(kind), _whole(dims), _whole(dim), _whole(size), numbers, _whole(rest))
+    kind, dims, dim, size, asked, hole, rest, now, given = row
+    numbers, place = tuple(_whole(n) for n in asked), (_whole(dims), _whole(dim), _whole(size))
+    before = Repeat(str(kind), *place, numbers, _whole(hole), _whole(rest))
     return Correction(before, _whole(now), tuple(_whole(n) for n in given))
 
 

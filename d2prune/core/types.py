@@ -29,7 +29,8 @@ class Repeat:
         dim: which of these.
         size: of that dimension.
         asked: the numbers: a size; first and end of a slice; lengths of a split; none of a scale.
-        rest: where the same module sizes other tensors alike, what a -1 beside it has to come to; else 0.
+        hole: which dimension of the same view is left to be worked out by -1; -1 where none is.
+        rest: where the same module sizes other tensors alike, what that has to come to; else 0.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Repeat:
     dim: int
     size: int
     asked: tuple[int, ...]
+    hole: int = -1
     rest: int = 0
 
 

@@ -98,6 +98,7 @@ class Calls(nn.Module):
 
 
 VIEW = Correction(Repeat("view", 3, 2, 8, (8,)), 6, (6,))
+OPEN = Correction(Repeat("view", 3, 2, 8, (8,), hole=1), 6, (6,))
 PART = Correction(Repeat("slice", 2, 1, 24, (8, 24)), 18, (6, 18))
 SPLIT = Correction(Repeat("split", 2, 1, 24, (8,)), 18, (6, 6, 6))
 
@@ -106,7 +107,7 @@ SPLIT = Correction(Repeat("split", 2, 1, 24, (8,)), 18, (6, 6, 6))
     "correction, call, shape",
     [
         (VIEW, lambda x: x.view(2, 3, 8), (2, 3, 6)),
-        (VIEW, lambda x: x.reshape((2, -1, 8)), (2, 3, 6)),
+        (OPEN, lambda x: x.reshape((2, -1, 8)), (2, 3, 6)),
         (VIEW, lambda x: x.unflatten(1, (3, 8)), (2, 3, 6)),
         (VIEW, lambda x: torch.unflatten(x, 1, sizes=(3, 8)), (2, 3, 6)),
         (VIEW, lambda x: x[:, None, :6].expand(2, 3, 8), (2, 3, 6)),
@@ -130,7 +131,7 @@ def test_a_call_is_corrected_where_it_names_what_was_written_down(correction, ca
 )
 def test_other_calls_stay_as_they_are(call):
     model, x = Calls(call), torch.rand(2, 18)
-    install(model, {"": (VIEW, PART, SPLIT)})
+    install(model, {"": (VIEW, OPEN, PART, SPLIT)})
     assert torch.equal(model(x), call(x)) and needed(model, lambda m: m(x)) == {}
 
 
