@@ -89,7 +89,7 @@ def measure_entry(entry: Entry, amount: float = 0.5) -> Row:
 def lively(model: nn.Module) -> nn.Module:
     """Draws what starts at zero, or nearly (layer scales, last norms): else the control could not fail."""
     for parameter in model.parameters():
-        if parameter.dim() == 1 and parameter.abs().max() < 1e-3:
+        if parameter.abs().max() < 1e-3:
             nn.init.normal_(parameter, std=0.1)
     return model
 
