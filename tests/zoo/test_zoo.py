@@ -13,6 +13,9 @@ from d2prune.zoo.peer import try_torch_pruning
 REFUSED = {
     "Misc/mask_rcnn_R_50_FPN_1x_dconv_c3-c5.yaml": "deform",
     "Misc/panoptic_fpn_R_101_dconv_cascade_gn_3x.yaml": "deform",
+    "timm convnextv2_nano": "nothing was pruned",
+    "transformers ConvNextV2Model": "nothing was pruned",
+    "torchvision swin_v2_t": "does not run",
 }
 
 
