@@ -1,14 +1,13 @@
 """Train, prune, fine-tune or evaluate a model: Detectron2's own arguments, and MODEL.PRUNE / FINETUNE."""
 
-import sys
-
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.engine import DefaultTrainer, default_setup
 from detectron2.evaluation import COCOEvaluator
 
 import d2prune
 from d2prune.config import read_config
 from d2prune.data import DatasetMapperWithBasis
+from d2prune.engine.command_line import run_command
 from d2prune.engine.optimizer import build_optimizer
 from d2prune.engine.settings import log_to
 
@@ -44,14 +43,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = default_argument_parser()
-    parser.add_argument(
-        "--import", dest="imports", action="append", default=[], metavar="MODULE",
-        help="a module that registers your data sets or models; may be given several times",
-    )  # fmt: skip
-    args = parser.parse_args()
-    ranks = (args.num_gpus, args.num_machines, args.machine_rank)
-    try:
-        launch(main, *ranks, dist_url=args.dist_url, args=(args,))
-    except d2prune.PruneError as error:
-        sys.exit(f"train_net: {error}")
+    run_command(main)

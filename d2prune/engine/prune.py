@@ -123,8 +123,13 @@ def prune_model(model: Model, request: Request, target: Target, prove: bool = Tr
     """As :func:`prune`, from a request and a trace target."""
     check(request)
     _check_model(model)
-    _check_inputs(model, target)
-    groups = find_groups(model, target)
+    try:
+        groups = find_groups(model, target)
+    except PruneError:
+        raise
+    except FAILURES:
+        _check_inputs(model, target)
+        raise
     costs = measure_model(model, target)
     while True:
         try:
@@ -181,6 +186,8 @@ def _saved(before: Totals, after: Totals, request: Request, planned: float) -> f
 def _cut(model: Model, spec: PruneSpec, target: Target) -> Model:
     """A pruned copy that corrects no more calls than it must."""
     pruned = prune_further(copy.deepcopy(model), spec)
+    if not pruned.prune_spec.corrections:
+        return pruned
     try:
         corrections = needed(copy.deepcopy(pruned).eval(), target.outputs)
     except FAILURES as error:
@@ -227,7 +234,7 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_inputs(model: nn.Module, target: Target) -> None:
-    """The model runs as it is: else whatever comes later would be blamed on the prune."""
+    """The model runs as it is: if not, that is what is wrong, and not the trace."""
     try:
         with torch.no_grad():
             target.outputs(copy.deepcopy(model).float().eval())
@@ -257,10 +264,13 @@ def _misfit(error: Exception) -> MisfitError:
 
 def measure_model(model: nn.Module, target: Target) -> CostModel:
     """Costs of one image; counted on the meta device, at no cost for any size, where the model runs there."""
+
     # The counter hooks the backward pass of modules that are called with parameters, even without gradients.
-    counted = copy.deepcopy(model).eval().requires_grad_(False)
+    def counted() -> nn.Module:
+        return copy.deepcopy(model).eval().requires_grad_(False)
+
     try:
-        return measure(copy.deepcopy(counted).to("meta"), target.inference)
+        return measure(counted().to("meta"), target.inference)
     except (NotImplementedError, RuntimeError) as error:
         logger.info("counting on the model's own device: it does not run on meta (%s)", error)
-        return measure(counted, target.inference)
+        return measure(counted(), target.inference)
