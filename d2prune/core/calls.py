@@ -27,6 +27,7 @@ class Call:
         fits: whether the tensor can be had with these numbers, in the order of ``asked``.
         redo: makes the call with other numbers, in the order of ``asked``.
         rest: what -1, with these numbers, comes to: a wrong number may pass unnoticed; None without -1.
+        shape: what a view asks for, all its dimensions; () for calls of other kinds.
     """
 
     tensor: Tensor | None
@@ -34,6 +35,12 @@ class Call:
     fits: Callable[[Sequence[Numbers]], bool]
     redo: Callable[[Sequence[Numbers]], Any]
     rest: Callable[[Sequence[Numbers]], int] | None = None
+    shape: Numbers = ()
+
+    def resolved(self, numbers: Sequence[Numbers]) -> Numbers:
+        """The shape, with what -1 comes to."""
+        rest = -1 if self.rest is None else self.rest(numbers)
+        return tuple(rest if size == -1 else size for size in self.shape)
 
     @property
     def certain(self) -> bool:
@@ -96,9 +103,11 @@ def _fills(count: int, shape: Sequence[int]) -> bool:
     return count == known if -1 not in shape else known > 0 and count % known == 0
 
 
-def _shaped(x_count: int, shape: Sequence[int], first: int, dims: int, redo: Callable[[Any], Any]) -> Call:
-    """A call that gives ``x_count`` elements a shape; ``first`` is the dimension that the shape begins at."""
-    asked, where = _sizes("view", shape, first, dims)
+def _shaped(
+    x_count: int, shape: Sequence[int], redo: Callable[[Any], Any], head: Numbers = (), tail: Numbers = ()
+) -> Call:
+    """A call that gives ``x_count`` elements a shape, between dimensions that stay as they are."""
+    asked, where = _sizes("view", shape, len(head), len(head) + len(shape) + len(tail))
 
     def rest(numbers: Sequence[Numbers]) -> int:
         return -x_count // math.prod(_replaced(shape, where, numbers))
@@ -108,12 +117,13 @@ def _shaped(x_count: int, shape: Sequence[int], first: int, dims: int, redo: Cal
         lambda numbers: _fills(x_count, _replaced(shape, where, numbers)),
         lambda numbers: redo(_replaced(shape, where, numbers)),
         rest if -1 in shape else None,
+        (*head, *shape, *tail),
     )  # fmt: skip
 
 
 def _view(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
     x, shape = args[0], _ints(args[1:] or tuple(kwargs.values()))
-    return None if shape is None else _shaped(x.numel(), shape, 0, len(shape), x.reshape)
+    return None if shape is None else _shaped(x.numel(), shape, x.reshape)
 
 
 def _unflatten(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
@@ -121,8 +131,8 @@ def _unflatten(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Cal
     if shape is None:
         return None
     dim = _given(args, kwargs, 1, "dim") % x.dim()
-    dims = x.dim() - 1 + len(shape)
-    return _shaped(x.shape[dim], shape, dim, dims, lambda sizes: func(x, dim, sizes))
+    head, tail = tuple(x.shape[:dim]), tuple(x.shape[dim + 1 :])
+    return _shaped(x.shape[dim], shape, lambda sizes: func(x, dim, sizes), head, tail)
 
 
 def _expand(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
@@ -136,7 +146,9 @@ def _expand(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call |
         new = _replaced(shape, where, numbers)
         return all(b in (-1, a) or a == 1 for a, b in zip(old, new, strict=True))
 
-    return Call(None, asked, fits, lambda numbers: x.expand(_replaced(shape, where, numbers)))
+    return Call(
+        None, asked, fits, lambda numbers: x.expand(_replaced(shape, where, numbers)), shape=tuple(shape)
+    )
 
 
 def _parts(x: Tensor, repeat: Repeat, redo: Callable[[Numbers], Any]) -> Call:

@@ -7,6 +7,7 @@ one forward pass.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -83,7 +84,7 @@ class _Trace(TorchDispatchMode):
         self.book = Book(self._where, whole_rows)
         self.touched: set[str] = set()
         self.repeats: dict[tuple[str, Repeat, bytes], Ids] = {}
-        self._others: set[tuple[str, int, int, int]] = set()
+        self._others: dict[tuple[str, int, int, int], set[tuple[int, ...]]] = defaultdict(set)
         self._path = [""]
         self._sheets = WeakTensorKeyDictionary()
         self._whole = whole_layers(model)
@@ -138,31 +139,26 @@ class _Trace(TorchDispatchMode):
         follow(self, func, args, kwargs, out)
         return out
 
-    def note(self, repeat: Repeat, tensor: Tensor, rest: int | None) -> None:
-        """Writes down which channels the running module's code names by number.
-
-        Args:
-            repeat: the number.
-            tensor: whose dimension it is of.
-            rest: what a -1 in the same call came to, None without one.
-        """
+    def note(self, repeat: Repeat, tensor: Tensor) -> None:
+        """Writes down which channels of ``tensor``'s dimension the running module's code names by number."""
         ids, module = along(self.of(tensor), repeat.dim), self._path[-1]
         if ids is None:
-            if rest is not None and repeat.size > 1:
-                self._others.add((module, repeat.dims, repeat.dim, repeat.hole))
+            if repeat.beside and repeat.size > 1:
+                self._others[module, repeat.dims, repeat.dim, repeat.hole].add(repeat.beside)
         elif ids.numel() == repeat.size and all(p <= repeat.size for p in positions(repeat)):
             values = ids.cpu().numpy()
-            self.repeats[module, replace(repeat, rest=rest or 0), values.tobytes()] = values
+            self.repeats[module, repeat, values.tobytes()] = values
 
     def settle_repeats(self) -> None:
         """Where -1 leaves a size open, what is meant must be clear, for all that the number is used for."""
-        first: dict[tuple[str, Repeat], Ids] = {}
+        first: dict[tuple[str, Repeat, int], Ids] = {}
         noted, self.repeats = self.repeats, {}
         for (module, repeat, key), ids in noted.items():
-            if repeat.rest:
-                self.book.tie(*map(torch.from_numpy, (first.setdefault((module, repeat), ids), ids)))
-            unique = (module, repeat.dims, repeat.dim, repeat.hole) not in self._others
-            self.repeats[module, replace(repeat, rest=0) if unique else repeat, key] = ids
+            if repeat.hole >= 0 and repeat.beside:
+                alike = module, replace(repeat, beside=()), repeat.beside[repeat.hole]
+                self.book.tie(*map(torch.from_numpy, (first.setdefault(alike, ids), ids)))
+            unlike = sorted(self._others[module, repeat.dims, repeat.dim, repeat.hole])
+            self.repeats[module, replace(repeat, unlike=tuple(unlike)), key] = ids
 
     def keep_outputs(self, outputs: Outputs) -> None:
         """What reaches an output stays."""
@@ -193,7 +189,8 @@ class _Calls(TorchFunctionMode):
         call = read(func, args, kwargs or {})
         out = func(*args, **(kwargs or {}))
         if call is not None:
+            beside = call.resolved([repeat.asked for repeat in call.asked])
             for repeat in call.asked:
-                rest = call.rest([r.asked for r in call.asked]) if call.rest is not None else None
-                self._trace.note(repeat, call.tensor if call.tensor is not None else out, rest)
+                tensor = call.tensor if call.tensor is not None else out
+                self._trace.note(replace(repeat, beside=beside), tensor)
         return out

@@ -8,7 +8,7 @@ down, are changed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -49,49 +49,51 @@ class Corrections(TorchFunctionMode):
         kwargs = kwargs or {}
         call = read(func, args, kwargs)
         if call is not None:
-            asked = [repeat.asked for repeat in call.asked]
-            if not (call.certain and call.fits(asked)):
-                for chosen in self._choices(call):
-                    numbers = [_numbers(c) if isinstance(c, Correction) else c for c in chosen]
-                    corrections = [c for c in chosen if isinstance(c, Correction)]
-                    if numbers != asked and call.fits(numbers) and _meant(call, corrections, numbers):
-                        self.used.update(corrections)
-                        return call.redo(numbers)
+            if not (call.certain and call.fits([repeat.asked for repeat in call.asked])):
+                way = max(self._ways(call), key=lambda way: way[0], default=None)
+                if way is not None:
+                    _, chosen, numbers = way
+                    self.used.update(chosen)
+                    return call.redo(numbers)
         return func(*args, **kwargs)
 
-    def _choices(self, call: Call) -> list[tuple[Correction | Numbers, ...]]:
-        """Every way to correct some of the numbers: most first, and of as many those further back.
+    def _ways(self, call: Call) -> Iterator[tuple[tuple[Any, ...], list[Correction], list[Numbers]]]:
+        """Every way to correct some of the numbers, how likely it is first.
 
-        Of (..., 3, 3, 32), heads are the second 3: what was stacked stands in front of what it was made of.
+        That is: how like this one the views were that named them; how many they are; and of as many
+        those further back: of (..., 3, 3, 32), heads are the second 3: what was stacked stands in front
+        of what it was made of.
         """
-        known = [self._known(repeat) for repeat in call.asked]
-        if not any(known):
-            return []
-        options: list[list[Correction | Numbers]]
-        options = [[*k, r.asked] for k, r in zip(known, call.asked, strict=True)]
+        known = [self._known(repeat, call.shape) for repeat in call.asked]
+        for way in product(*([*k, None] for k in known)) if any(known) else ():
+            numbers = [r.asked if c is None else _numbers(c) for r, c in zip(call.asked, way, strict=True)]
+            if numbers != [repeat.asked for repeat in call.asked] and call.fits(numbers):
+                shape, chosen = call.resolved(numbers), [c for c in way if c is not None]
+                likeness = [_alike(c.repeat.beside, shape) for c in chosen]
+                if all(like >= _most(c.repeat, shape) for c, like in zip(chosen, likeness, strict=True)):
+                    changed = [c is not None for c in reversed(way)]
+                    yield (sum(likeness) / len(chosen), len(chosen), changed), chosen, numbers
 
-        def order(way: tuple[Correction | Numbers, ...]) -> tuple[int, list[bool]]:
-            changed = [isinstance(numbers, Correction) for numbers in reversed(way)]
-            return sum(changed), changed
-
-        return sorted(product(*options), key=order, reverse=True)
-
-    def _known(self, repeat: Repeat) -> list[Correction]:
+    def _known(self, repeat: Repeat, shape: Numbers) -> list[Correction]:
         """Those of a number; of a view also those of its parts: heads times pictures may be one size."""
-        exact = self.table.get(_key(repeat, repeat.size))
-        if exact or repeat.kind != "view":
-            return exact or []
-        place, size = _key(repeat, 0)[:4], repeat.size
-        alike = [c for key, corrections in self.table.items() if key[:4] == place for c in corrections]
-        parts = [c for c in alike if size * c.size % c.repeat.size == 0]
-        return [replace(c, given=(size * c.size // c.repeat.size,)) for c in parts]
+        found = self.table.get(_key(repeat, repeat.size), [])
+        if not found and repeat.kind == "view":
+            place, size = _key(repeat, 0)[:4], repeat.size
+            alike = [c for key, corrections in self.table.items() if key[:4] == place for c in corrections]
+            parts = [c for c in alike if size * c.size % c.repeat.size == 0]
+            found = [replace(c, given=(size * c.size // c.repeat.size,)) for c in parts]
+        likeliest = sorted(found, key=lambda c: _alike(c.repeat.beside, shape))
+        return list({c.given: c for c in likeliest}.values())
 
 
-def _meant(call: Call, corrections: Sequence[Correction], numbers: Sequence[Numbers]) -> bool:
-    if call.rest is None:
-        return True
-    rest = call.rest(numbers)
-    return all(c.repeat.rest in (0, rest) for c in corrections)
+def _alike(one: Numbers, two: Numbers) -> int:
+    """In how many dimensions two shapes agree."""
+    return sum(a == b for a, b in zip(one, two, strict=False))
+
+
+def _most(repeat: Repeat, shape: Numbers) -> int:
+    """How like ``shape`` is to a view that names the number for something else."""
+    return max((_alike(other, shape) for other in repeat.unlike), default=0)
 
 
 def install(model: nn.Module, corrections: Mapping[str, Sequence[Correction]]) -> None:

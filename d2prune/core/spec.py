@@ -102,15 +102,16 @@ def _row(keep: Keep, widths: tuple[int | None, int | None]) -> dict[str, Any]:
 
 def _numbers(correction: Correction) -> list[Any]:
     r = correction.repeat
-    numbers = [r.dims, r.dim, r.size, list(r.asked), r.hole, r.rest]
-    return [r.kind, *numbers, correction.size, list(correction.given)]
+    shapes = [list(r.beside), [list(shape) for shape in r.unlike]]
+    place = [r.dims, r.dim, r.size, list(r.asked), r.hole]
+    return [r.kind, *place, *shapes, correction.size, list(correction.given)]
 
 
 def _correction(row: Sequence[Any]) -> Correction:
-    kind, dims, dim, size, asked, hole, rest, now, given = row
-    numbers, place = tuple(_whole(n) for n in asked), (_whole(dims), _whole(dim), _whole(size))
-    before = Repeat(str(kind), *place, numbers, _whole(hole), _whole(rest))
-    return Correction(before, _whole(now), tuple(_whole(n) for n in given))
+    kind, dims, dim, size, asked, hole, beside, unlike, now, given = row
+    place, shapes = (_whole(dims), _whole(dim), _whole(size)), tuple(_wholes(shape) for shape in unlike)
+    before = Repeat(str(kind), *place, _wholes(asked), _whole(hole), _wholes(beside), shapes)
+    return Correction(before, _whole(now), _wholes(given))
 
 
 def _keep(row: Mapping[str, Any]) -> Keep:
@@ -131,6 +132,10 @@ def _whole(number: Any) -> int:
     if type(number) is not int:  # neither 3.7, which int() would cut, nor True
         raise TypeError(f"{number!r} is not an integer")
     return number
+
+
+def _wholes(numbers: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(_whole(n) for n in numbers)
 
 
 def _before(row: Mapping[str, Any], axis: str) -> int | None:
@@ -191,13 +196,26 @@ def compose(first: PruneSpec, second: PruneSpec) -> PruneSpec:
 
 def _follow(first: Iterable[Correction], second: Iterable[Correction]) -> tuple[Correction, ...]:
     """Corrections of what was corrected before; numbers that only the later ones change stay beside them."""
-    rest, both = list(second), []
+    both: list[Correction] = []
+    followed: set[Correction] = set()
     for old in first:
-        seen = dataclasses.replace(old.repeat, size=old.size, asked=old.given)  # as the code now has it
-        later = [new for new in second if new.repeat == seen]
+        seen = dataclasses.replace(_placed(old.repeat), size=old.size, asked=old.given)  # as the code has it
+        later = [new for new in second if _placed(new.repeat) == seen]
+        later = [new for new in later if new.repeat.beside == _after(old.repeat.beside, first)] or later
         both += [dataclasses.replace(new, repeat=old.repeat) for new in later] or [old]
-        rest = [new for new in rest if new not in later]
-    return (*both, *rest)
+        followed.update(later)
+    return (*both, *(new for new in second if new not in followed))
+
+
+def _placed(repeat: Repeat) -> Repeat:
+    """It, without the views that it was seen in."""
+    return dataclasses.replace(repeat, beside=(), unlike=())
+
+
+def _after(shape: tuple[int, ...], corrections: Iterable[Correction]) -> tuple[int, ...]:
+    """What a view's shape has become."""
+    given = {c.repeat.dim: c.given[0] for c in corrections if shape and c.repeat.beside == shape}
+    return tuple(given.get(dim, size) for dim, size in enumerate(shape))
 
 
 def _chain(old: tuple[int, ...] | None, new: tuple[int, ...] | None) -> tuple[int, ...] | None:

@@ -30,7 +30,8 @@ class Repeat:
         size: of that dimension.
         asked: the numbers: a size; first and end of a slice; lengths of a split; none of a scale.
         hole: which dimension of the same view is left to be worked out by -1; -1 where none is.
-        rest: where the same module sizes other tensors alike, what that has to come to; else 0.
+        beside: the whole shape that the view asked for, with what -1 came to.
+        unlike: such shapes of the same module's views that name the number for something else.
     """
 
     kind: str
@@ -39,7 +40,8 @@ class Repeat:
     size: int
     asked: tuple[int, ...]
     hole: int = -1
-    rest: int = 0
+    beside: tuple[int, ...] = ()
+    unlike: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

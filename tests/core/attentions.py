@@ -160,6 +160,39 @@ class Pooled(Packed):
         return self.norm(self.pool(x.transpose(1, 2)).transpose(1, 2))
 
 
+class Windowed(Packed):
+    """Swin V2's of torchvision: a second view of as many dimensions has other numbers in their places."""
+
+    def forward(self, x):
+        B, N, C = x.shape
+        x = F.pad(x, (0, 0, 0, 16 - N))
+        q, k, v = self.qkv(x).reshape(B, 16, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
+        weights = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+        mask = torch.ones(16, 16).tril()
+        weights = weights.view(B, 1, self.num_heads, 16, 16) + mask
+        x = weights.view(-1, self.num_heads, 16, 16).softmax(-1) @ v
+        return self.proj(x.transpose(1, 2).reshape(B, 16, C)[:, :N])
+
+
+class Folded(Packed):
+    """MViT's of timm: the batch is left to -1, of pictures with heads and of heads beside pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(self.head_dim)
+
+    def forward(self, x):
+        B, N, _ = x.shape
+        x = F.pad(x, (0, 0, 0, 16 - N))
+        q, k, v = self.qkv(x).reshape(B, 16, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = (self._fold(t) for t in (q, k, v))
+        return self.proj(self.attend(q, k, v).transpose(1, 2).reshape(B, 16, -1)[:, :N])
+
+    def _fold(self, x):
+        x = x.reshape(-1, 8, 2, x.shape[-1])
+        return self.norm(x).flatten(1, 2).reshape(-1, self.num_heads, 16, x.shape[-1])
+
+
 class Transformer(nn.Module):
     """Two blocks on tokens (B, N, 8)."""
 
@@ -181,4 +214,4 @@ class Transformer(nn.Module):
 
 
 BY_CHANNEL = (Dino, Unbound, Chunked, Sliced, GroupedHeads, Relative, Rotary, Separate)
-BY_HEAD = (Cosine, Pooled)
+BY_HEAD = (Cosine, Pooled, Windowed, Folded)
