@@ -34,8 +34,9 @@ class LayerAxis:
     ids: Ids
 
     def makes(self, axis: Axis) -> bool:
-        """Whether channels begin here: the output of a convolution or linear layer."""
-        return axis == "out" and has_inputs(self.layer) and not is_depthwise(self.layer)
+        """Whether channels begin here: the output of a convolution or linear layer, or an embedding."""
+        begins = has_inputs(self.layer) or isinstance(self.layer, nn.Embedding)
+        return axis == "out" and begins and not is_depthwise(self.layer)
 
 
 def whole_layers(model: nn.Module) -> dict[str, str]:
@@ -109,7 +110,7 @@ def _label(book: Book, sheets: WeakTensorKeyDictionary, held: Held, why: str) ->
 
 
 def _built_in(module: nn.Module) -> str:
-    """What a layer of torch is that has channels but no handler (attention, LSTM, RMSNorm, ...)."""
+    """What a layer of torch is that has channels but no handler (LSTM, Bilinear, ...)."""
     has_channels = any(p.numel() > 1 for p in module.parameters())
     kind = type(module)
     if parametrize.is_parametrized(module) or "weight" in module.__dict__:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from d2prune.core.attention import is_foreign
-from d2prune.core.layouts import layout_of, tensors_on
+from d2prune.core.layouts import layout_of, register_layer, tensors_on
 from d2prune.core.types import Axis
 from d2prune.errors import PruneError
 
@@ -270,3 +270,15 @@ def _norm_width(layer: nn.Module) -> int | None:
     if isinstance(width, int):
         return width
     return mean.numel() if mean is not None else None
+
+
+def _narrow_rmsnorm(layer: Layer) -> None:
+    layer.normalized_shape = tuple(layer.weight.shape)
+
+
+def _narrow_embedding(layer: Layer) -> None:
+    layer.embedding_dim = layer.weight.shape[1]
+
+
+register_layer(nn.RMSNorm, out={"weight": -1}, after_cut=_narrow_rmsnorm)
+register_layer(nn.Embedding, out={"weight": 1}, after_cut=_narrow_embedding)

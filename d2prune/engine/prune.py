@@ -135,7 +135,7 @@ def prune_model(model: Model, request: Request, target: Target, prove: bool = Tr
         try:
             return _prune_groups(model, groups, costs, request, target, prove)
         except MisfitError:
-            remaining = without_misfits(model, groups, target)
+            remaining = without_misfits(model, groups, target, request.allow_inexact)
             if remaining is None:
                 raise
             groups = remaining

@@ -27,14 +27,19 @@ FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeErro
 """What models raise when a width does not fit."""
 
 
-def without_misfits(model: nn.Module, groups: Sequence[Group], target: Target) -> tuple[Group, ...] | None:
+def without_misfits(
+    model: nn.Module, groups: Sequence[Group], target: Target, allow_inexact: bool = False
+) -> tuple[Group, ...] | None:
     """The groups, with those left whole that the model's code does not let go; None if there are none.
 
     Takes some forward passes in float64: twice the logarithm of the number of groups for each one
-    found.
+    found. Of groups that can't be exact, where these are allowed, it is asked only that the model runs.
     """
-    candidates = [i for i, g in enumerate(groups) if not g.fixed and not g.inexact and g.units > 1]
-    found = _bisect(model, groups, candidates, target)
+    candidates = [i for i, g in enumerate(groups) if not g.fixed and g.units > 1]
+    exact = [i for i in candidates if not groups[i].inexact]
+    found = dict(_bisect(model, groups, exact, target))
+    if allow_inexact:
+        found.update(_bisect(model, groups, [i for i in candidates if groups[i].inexact], target))
     if not found:
         return None
     for index, why in found.items():
@@ -68,7 +73,7 @@ def _try(model: nn.Module, groups: Sequence[Group], some: Sequence[int], target:
     except FAILURES as error:
         return f"without one of its channels the model does not run ({str(error)[:120]})"
     worst = max(errors, key=lambda name: errors[name])
-    if errors[worst] <= ALLOWED:
+    if errors[worst] <= ALLOWED or any(groups[i].inexact for i in some):
         return ""
     return (
         f"without one of its channels the model's code mixes up others (error {errors[worst]:.0e} at {worst})"

@@ -214,10 +214,10 @@ class LayerScale(nn.Module):
 class Normed(nn.Module):
     """LayerNorm over the channels, between linear layers; the hidden layer is free of it."""
 
-    def __init__(self, width: int = 24):
+    def __init__(self, width: int = 24, norm: Callable[[int], nn.Module] = nn.LayerNorm):
         super().__init__()
         self.inp = nn.Linear(10, width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = norm(width)
         self.up = nn.Linear(width, 2 * width)
         self.down = nn.Linear(2 * width, width)
         self.head = nn.Linear(width, 3)

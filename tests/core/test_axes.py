@@ -70,7 +70,7 @@ def test_bare_parameters_are_axes_of_their_own():
 
 WHOLE = {
     "gru": (nn.GRU(8, 8), "a GRU"),
-    "rms": (nn.RMSNorm(8), "a RMSNorm"),
+    "bilinear": (nn.Bilinear(8, 8, 4), "a Bilinear"),
     "computed": (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "whose weight is computed"),
 }
 

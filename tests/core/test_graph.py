@@ -135,40 +135,47 @@ def test_bare_parameters_have_rows_of_their_own():
     assert found["offset"].status == "pruned" and "" not in found
 
 
-def test_layernorm_is_skipped_with_a_reason():
-    model, inputs = lively(nets.Normed()), torch.rand(4, 10)
+MIXING = {
+    nn.LayerNorm: "normalised together (LayerNorm), in norm",
+    nn.RMSNorm: "mixed by aten::mean, in norm",
+}
+
+
+@pytest.mark.parametrize("norm", MIXING)
+def test_what_a_norm_mixes_is_skipped_with_a_reason(norm):
+    model, inputs = lively(nets.Normed(norm=norm)), torch.rand(4, 10)
     result = prune(model, 0.25, example_inputs=inputs)
     assert result.proof.exact and rows(result)["up"].status == "pruned"
-    assert "normalised together (LayerNorm), in norm" in rows(result)["inp"].reason
-    assert "ALLOW_INEXACT" in rows(result)["inp"].reason
+    assert MIXING[norm] in rows(result)["inp"].reason and "ALLOW_INEXACT" in rows(result)["inp"].reason
 
 
-def test_layernorm_is_pruned_where_inexact_is_allowed():
-    model, inputs = lively(nets.Normed()), torch.rand(4, 10)
+@pytest.mark.parametrize("norm", MIXING)
+def test_what_a_norm_mixes_is_pruned_where_inexact_is_allowed(norm):
+    model, inputs = lively(nets.Normed(norm=norm)), torch.rand(4, 10)
     result = prune(model, 0.4, allocation="uniform", allow_inexact=True, example_inputs=inputs)
     assert rows(result)["norm"].status == rows(result)["inp"].status == "pruned"
-    assert not result.proof.exact and "LayerNorm" in result.proof.reason
+    assert not result.proof.exact and MIXING[norm] in result.proof.reason
     trains(result.model, inputs)
     widths_agree(result)
 
 
-FOREIGN = {
-    "lstm": (nets.Recurrent, torch.rand(2, 5, 6), ("inp",)),
-    "embedding": (nets.Words, torch.arange(14).view(2, 7), ()),
-}
-
-
-@pytest.mark.parametrize("layer", FOREIGN)
-def test_layers_that_cannot_be_cut_are_reported(layer):
-    make, inputs, neighbours = FOREIGN[layer]
-    model = lively(make())
+def test_layers_that_cannot_be_cut_are_reported():
+    model, inputs = lively(nets.Recurrent()), torch.rand(2, 5, 6)
     result = prune(model, 0.15, example_inputs=inputs)
     assert result.proof.exact
-    assert "not a layer d2prune can cut" in rows(result)[layer].reason
-    for name in neighbours:
-        assert f"{layer} is a" in rows(result)[name].reason
+    assert "not a layer d2prune can cut" in rows(result)["lstm"].reason
+    assert "lstm is a" in rows(result)["inp"].reason
     masked_equals_pruned(model, result, inputs)
     covered_once(model, result)
+
+
+def test_the_channels_of_an_embedding_are_pruned():
+    model, inputs = lively(nets.Words()), torch.arange(14).view(2, 7)
+    result = prune(model, 0.4, target="params", allocation="uniform", example_inputs=inputs)
+    width = rows(result)["embedding"].after
+    assert result.proof.exact and width < 16 and result.model.embedding.embedding_dim == width
+    masked_equals_pruned(model, result, inputs)
+    trains(result.model, inputs)
 
 
 def test_weights_that_are_computed_are_left_whole():

@@ -51,6 +51,15 @@ def test_a_model_with_misfits_is_pruned_all_the_same(caplog):
     assert "layers.2 is left whole: without one of its channels" in caplog.text
 
 
+def test_inexact_groups_only_have_to_run():
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Tanh())
+    model += nn.Sequential(nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 2))
+    result = prune(model, 0.1, target="params", allow_inexact=True, example_inputs=torch.rand(3, 4))
+    rows = {row.name: row for row in result.coverage}
+    assert rows["0"].status == "pruned" and "LayerNorm" in result.proof.reason
+    assert "does not run (Given normalized_shape=[8]" in rows["2"].reason
+
+
 def test_nothing_is_tried_where_nothing_fails(monkeypatch):
     monkeypatch.setattr(pruning, "without_misfits", None)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
