@@ -13,7 +13,8 @@ CONTROL = "continued baseline"
 
 def verdict(report: Mapping[str, Any]) -> str:
     """One sentence: what was removed, whether the prune is proved exact, and what it cost in AP."""
-    return "; ".join([removed(report), proof_words(report.get("proof")), ap_words(report)]) + "."
+    parts = [removed(report), proof_words(report.get("proof")), detection_words(report), ap_words(report)]
+    return "; ".join(part for part in parts if part) + "."
 
 
 def removed(report: Mapping[str, Any]) -> str:
@@ -48,6 +49,18 @@ def proof_words(proof: Mapping[str, Any] | None) -> str:
         "the prune is proved exact: the pruned and the masked model differ by at most "
         f"{figures} over {len(proof['compared'])} outputs (control: {proof['control_error']:.2g})"
     )
+
+
+def detection_words(report: Mapping[str, Any]) -> str:
+    """How the masked and the pruned model's detections compare, end to end; empty where they were not."""
+    found = report.get("detections")
+    if not found:
+        return ""
+    where = f"on {found['images']} images in float32"
+    if not found["masked"] and not found["pruned"]:
+        return f"neither detects anything {where}"
+    both = f"{found['matched']} of {max(found['masked'], found['pruned'])} detections"
+    return f"end to end, {both} are the same {where}"
 
 
 def ap_metric(report: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from torch import nn
 
@@ -16,8 +18,9 @@ from d2prune.checkpoint import PruningCheckpointer
 from d2prune.core.spec import PruneSpec
 from d2prune.engine import finetuning, record
 from d2prune.engine.config_kind import YAML, ConfigKind
+from d2prune.engine.detections import compare_detections
 from d2prune.engine.prune import PruneResult, prune_model
-from d2prune.engine.publish import publish
+from d2prune.engine.publish import IMAGES, publish
 from d2prune.engine.settings import (
     PRUNED_FILE,
     check_modes,
@@ -64,6 +67,8 @@ def run_prune(
     comm.synchronize()
     before, after = test(cfg, model), test(cfg, pruned)
     if report is not None:
+        if result is not None and result.proof is not None and before and cfg.DATASETS.TEST:
+            report["detections"] = _compared(cfg, model, result, kind)
         _finish(cfg, report, {"baseline": (model, before), "pruned": (pruned, after)}, kind)
     comm.synchronize()
     return after
@@ -101,6 +106,19 @@ def _save(cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], kind: 
     report = record.report_of(result, cfg, input_size(cfg, model))
     record.write_report_json(report, folder)
     return report
+
+
+def _compared(
+    cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], kind: ConfigKind
+) -> dict[str, Any] | None:
+    """Detections of the masked and the pruned model on the first test images; None without instances."""
+    entries, mapper = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:IMAGES], kind.mapper(cfg)
+    try:
+        agreement = compare_detections(model, result, [mapper(entry) for entry in entries])
+    except PruneError as error:
+        logger.info("detections are not compared: %s", error)
+        return None
+    return {**dataclasses.asdict(agreement), "images": len(entries)}
 
 
 def _finish(

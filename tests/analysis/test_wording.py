@@ -21,6 +21,14 @@ def test_no_proof_is_not_proved(report):
     assert proof_state(None) == "not proved"
 
 
+def test_detections_are_compared_where_there_are_any(report):
+    assert "images in float32" not in verdict(report)
+    report["detections"] = {"masked": 9, "pruned": 10, "matched": 8, "score": 1e-6, "images": 4}
+    assert "; end to end, 8 of 10 detections are the same on 4 images in float32; " in verdict(report)
+    report["detections"] |= {"masked": 0, "pruned": 0, "matched": 0}
+    assert "neither detects anything on 4 images" in verdict(report)
+
+
 def test_a_failed_proof_is_inconclusive(report):
     report["proof"] |= {"exact": False, "reason": "the control did not err"}
     assert "inconclusive: the control did not err" in verdict(report)

@@ -63,6 +63,8 @@ def test_the_report_tells_the_prune(pruned):
     report = report_of(pruned)
     assert report["proof"]["exact"] and report["proof"]["error"] <= 1e-9
     assert report["proof"]["control_error"] > 1e-6
+    found = report["detections"]
+    assert found["images"] > 0 and found["masked"] == found["pruned"] == found["matched"]
     removed = 1 - report["after"]["macs"] / report["before"]["macs"]
     assert abs(removed - 0.5) < 0.01, "AMOUNT is hit within a percentage point"
     assert report["coverage"] and {row["status"] for row in report["coverage"]} <= {
