@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
 from d2prune.errors import PruneError
+
+logger = logging.getLogger(__name__)
 
 
 def read_config(cfg: CfgNode, file: str, opts: Sequence[str] = (), imports: Sequence[str] = ()) -> CfgNode:
@@ -30,11 +33,22 @@ def read_config(cfg: CfgNode, file: str, opts: Sequence[str] = (), imports: Sequ
         raise PruneError(f"expected KEY VALUE pairs after the options; got {' '.join(opts)}")
     try:
         cfg.merge_from_file(file)
+        _follow_move(cfg, file)
         cfg.merge_from_list(list(opts))
     except (AssertionError, KeyError, ValueError) as error:  # yacs asserts that a key exists
         raise PruneError(f"{file}: {error.args[0] if error.args else error}") from error
     cfg.freeze()
     return cfg
+
+
+def _follow_move(cfg: CfgNode, file: str) -> None:
+    """A pruned.yaml names files beside it by their full paths: finds them where the folder was moved."""
+    pruning = cfg.MODEL.PRUNING
+    for node, key in ((pruning, "SPEC"), (cfg.MODEL, "WEIGHTS")) if pruning.BASE else ():
+        beside = os.path.join(os.path.dirname(os.path.abspath(file)), os.path.basename(node[key]))
+        if node[key] and not os.path.isfile(node[key]) and os.path.isfile(beside):
+            logger.info("%s '%s' is gone; taking the one beside %s", key, node[key], file)
+            node[key] = beside
 
 
 def import_modules(names: Sequence[str]) -> None:
