@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
 from d2prune.config import get_cfg
-from d2prune.config.reading import import_modules
+from d2prune.config.reading import found_beside, import_modules
 from d2prune.errors import PruneError
 
 # The pruned model's own config says these two in `model`.
@@ -41,6 +41,9 @@ def read_lazy_config(file: str, opts: Sequence[str] = (), imports: Sequence[str]
     if missing:
         raise PruneError(f"{file} has no {missing[0]!r}: expected a LazyConfig (model, dataloader, train, …)")
     _complete(config)
+    if "prune_spec" in config.model:
+        config.model.prune_spec = found_beside(file, config.model.prune_spec)
+        config.train.init_checkpoint = found_beside(file, config.train.init_checkpoint)
     for text in opts:
         _check_option(config, text)
     try:

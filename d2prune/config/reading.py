@@ -42,13 +42,18 @@ def read_config(cfg: CfgNode, file: str, opts: Sequence[str] = (), imports: Sequ
 
 
 def _follow_move(cfg: CfgNode, file: str) -> None:
-    """A pruned.yaml names files beside it by their full paths: finds them where the folder was moved."""
     pruning = cfg.MODEL.PRUNING
-    for node, key in ((pruning, "SPEC"), (cfg.MODEL, "WEIGHTS")) if pruning.BASE else ():
-        beside = os.path.join(os.path.dirname(os.path.abspath(file)), os.path.basename(node[key]))
-        if node[key] and not os.path.isfile(node[key]) and os.path.isfile(beside):
-            logger.info("%s '%s' is gone; taking the one beside %s", key, node[key], file)
-            node[key] = beside
+    if pruning.BASE:
+        pruning.SPEC, cfg.MODEL.WEIGHTS = (found_beside(file, p) for p in (pruning.SPEC, cfg.MODEL.WEIGHTS))
+
+
+def found_beside(file: str, path: str) -> str:
+    """``path``, or if it is gone one of its name beside ``file``: a pruned model's folder may have moved."""
+    beside = os.path.join(os.path.dirname(os.path.abspath(file)), os.path.basename(path))
+    if not path or os.path.isfile(path) or not os.path.isfile(beside):
+        return path
+    logger.info("'%s' is gone; taking the one beside %s", path, file)
+    return beside
 
 
 def import_modules(names: Sequence[str]) -> None:

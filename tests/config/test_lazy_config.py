@@ -101,3 +101,12 @@ def test_the_test_size_and_the_images_are_the_loaders(write):
     for text in ("del dataloader", "del dataloader.test.mapper", "dataloader.test = dict(dataset=[1])"):
         cfg = settings_of(read_lazy_config(write(text)))
         assert cfg.DATASETS.TEST == () and cfg.INPUT.MIN_SIZE_TEST == get_cfg().INPUT.MIN_SIZE_TEST
+
+
+def test_a_folder_that_was_moved_is_found(write, tmp_path):
+    pruned = 'model = dict(prune_base="x", prune_spec="/no/such/spec.json")\n'
+    file = write(pruned + 'train = dict(init_checkpoint="/no/such/model_final.pth", output_dir="o")')
+    (tmp_path / "spec.json").write_text("{}")
+    config = read_lazy_config(file)
+    assert config.model.prune_spec == str(tmp_path / "spec.json")
+    assert config.train.init_checkpoint == "/no/such/model_final.pth"
