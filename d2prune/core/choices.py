@@ -48,7 +48,7 @@ class Proposal:
 
     def __str__(self) -> str:
         rows = [f"{layer} {axis} {a} -> {b}" for (layer, axis), (a, b) in self.widths.items()]
-        return f"{self.name}: without {self.remove.tolist()}: {', '.join(rows)}"
+        return f"{self.name}: {len(self.remove)} of {self.group.units} units go: {', '.join(rows)}"
 
 
 Answer = bool | Sequence[int] | None

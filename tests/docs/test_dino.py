@@ -84,6 +84,11 @@ def test_unbind_alone_leaves_a_model_that_does_not_run():
         model(tokens())
 
 
+def test_the_importance_has_another_name_by_now():
+    assert not hasattr(tp.importance, "GroupNormImportance")
+    assert issubclass(tp.importance.MagnitudeImportance, tp.importance.GroupMagnitudeImportance)
+
+
 def test_with_unbind_and_the_number_of_heads_torch_pruning_runs():
     model = Vit(UnbindDino)
     by_torch_pruning(model, heads=True)
