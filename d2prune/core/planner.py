@@ -89,6 +89,16 @@ def check(request: Request) -> None:
         raise PruneError(f"MODEL.PRUNING.ROUND_TO is {request.round_to}; expected an integer >= 1")
 
 
+def fraction_removed(
+    groups: Sequence[Group], spaces: Sequence[Room], costs: CostModel, target: str, gone: Sequence[int]
+) -> float:
+    """The fraction of the target's cost that goes with ``gone[g]`` units of each group."""
+    state = _State(groups, spaces, costs, target)
+    for g, number in enumerate(gone):
+        state.remove(g, number)
+    return state.removed()
+
+
 def _keep(scores: Scores, gone: int) -> Indices:
     """Units that stay once the ``gone`` lowest have left; ties go by position."""
     return np.sort(np.argsort(scores, kind="stable")[gone:])

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from d2prune.adapters import Target
+from d2prune.core.choices import Ask, decide
 from d2prune.core.constraints import rooms
 from d2prune.core.costs import CostModel, measure
 from d2prune.core.coverage import UNREACHED, coverage
@@ -80,6 +81,7 @@ def prune(
     include: Sequence[str] = (),
     max_ratio: float = 0.75,
     input_size: tuple[int, int] | None = None,
+    interactive: Ask | None = None,
 ) -> PruneResult[Model]:
     """Removes channels from a copy of ``model`` and proves that the rest computes the same.
 
@@ -101,6 +103,10 @@ def prune(
         include: if given, only groups all of whose producers match one of these patterns.
         max_ratio: largest fraction of any one group's channels.
         input_size: (height, width) that costs are counted on; default 800 x 1344.
+        interactive: called with a :class:`d2prune.core.choices.Proposal` for each group that may be
+            pruned, before anything is cut. True or None accepts it, False leaves the group whole, and a
+            sequence of integers names the units to remove instead. Asked again if the plan turns out
+            not to run.
 
     Raises:
         PruneError: for a request that can't be met, a model that can't be traced, non-finite weights,
@@ -111,7 +117,8 @@ def prune(
         amount, target, criterion, allocation, tuple((p, float(r)) for p, r in pairs),
         _patterns(protect), _patterns(include), max_ratio, round_to, allow_inexact,
     )  # fmt: skip
-    return prune_model(model, request, Target(model, example_inputs, forward_fn, input_size), verify)
+    traced = Target(model, example_inputs, forward_fn, input_size)
+    return prune_model(model, request, traced, verify, interactive)
 
 
 def _patterns(given: Sequence[str]) -> tuple[str, ...]:
@@ -119,7 +126,9 @@ def _patterns(given: Sequence[str]) -> tuple[str, ...]:
 
 
 @torch.inference_mode(False)  # else the new model could not be traced, nor trained
-def prune_model(model: Model, request: Request, target: Target, prove: bool = True) -> PruneResult[Model]:
+def prune_model(
+    model: Model, request: Request, target: Target, prove: bool = True, ask: Ask | None = None
+) -> PruneResult[Model]:
     """As :func:`prune`, from a request and a trace target."""
     check(request)
     _check_model(model)
@@ -133,7 +142,7 @@ def prune_model(model: Model, request: Request, target: Target, prove: bool = Tr
     costs = measure_model(model, target)
     while True:
         try:
-            return _prune_groups(model, groups, costs, request, target, prove)
+            return _prune_groups(model, groups, costs, request, target, prove, ask)
         except MisfitError:
             remaining = without_misfits(model, groups, target, request.allow_inexact)
             if remaining is None:
@@ -142,7 +151,13 @@ def prune_model(model: Model, request: Request, target: Target, prove: bool = Tr
 
 
 def _prune_groups(
-    model: Model, groups: tuple[Group, ...], costs: CostModel, request: Request, target: Target, prove: bool
+    model: Model,
+    groups: tuple[Group, ...],
+    costs: CostModel,
+    request: Request,
+    target: Target,
+    prove: bool,
+    ask: Ask | None,
 ) -> PruneResult[Model]:
     names = [name for name, _ in model.named_modules()]
     scores, spaces = score(model, groups, request.criterion), rooms(groups, request, names)
@@ -157,10 +172,17 @@ def _prune_groups(
             break
         # Products of activations became cheaper, too, which no layer's width foretells.
         asked = dataclasses.replace(asked, amount=asked.amount * request.amount / reached)
+    if ask is not None:
+        decided = decide(decided, scores, spaces, costs, request, ask)
+        spec = spec_of(decided, type(model).__name__, model)
+        pruned = _cut(model, spec, target)
+        after = _measure_pruned(pruned, target)
+        reached = _saved(costs.totals, after, request, decided.reached)
     proof = verify(model, pruned, decided, spec, target.outputs) if prove else None
     rows = coverage(model, pruned, decided, costs)
     _warn_unreached(rows)
-    _warn_missed(request, reached)
+    if ask is None:
+        _warn_missed(request, reached)
     return PruneResult(
         model=pruned,
         spec=pruned.prune_spec,
