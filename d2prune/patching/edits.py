@@ -91,7 +91,8 @@ def read_edits(path: str | os.PathLike[str]) -> list[Edit]:
 
 def _edit(which: str, patch: str, entry: Any) -> Edit:
     if not isinstance(entry, dict) or not _NEEDED <= set(entry) <= _KNOWN:
-        raise PruneError(f"{which}: expected the keys {', '.join(sorted(_NEEDED))}, and at most symbol, variable, uses")  # fmt: skip
+        needed = ", ".join(sorted(_NEEDED))
+        raise PruneError(f"{which}: expected the keys {needed}, and at most symbol, variable, uses")
     _check(which, entry)
     return Edit(
         name=f"{patch}/{entry['name']}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from enum import Enum
 
 from d2prune.errors import PruneError
@@ -87,13 +86,23 @@ def _block(source: Source, edit: Edit) -> range | None:
 
 def _insert_block(source: Source, edit: Edit, place: Place) -> Source:
     lines = source.lines
-    newline = source.newline(place.line - 1 if place.line else 0)
+    line = _beside_blocks(lines, place.line)
+    newline = source.newline(max(line - 1, 0))
     ours = [BEGIN + edit.name, *edit.lines, END + edit.name]
     block = [_indented(line, place) + newline for line in ours]
-    if place.line == len(lines) and lines and not lines[-1].endswith(("\r", "\n")):
+    if line == len(lines) and lines and not lines[-1].endswith(("\r", "\n")):
         lines[-1] += newline
         block[-1] = block[-1].removesuffix(newline)
-    return source.with_lines(lines[: place.line] + block + lines[place.line :])
+    return source.with_lines(lines[:line] + block + lines[line:])
+
+
+def _beside_blocks(lines: list[str], line: int) -> int:
+    """The parser doesn't see markers: a place at the edge of another edit's block goes outside it."""
+    while line < len(lines) and lines[line].strip().startswith(END):
+        line += 1
+    while line > 0 and lines[line - 1].strip().startswith((BEGIN, IN_LINE)):
+        line -= 1
+    return line
 
 
 def _indented(line: str, place: Place) -> str:
