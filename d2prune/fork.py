@@ -13,6 +13,7 @@ from d2prune.adapters import find_adapter
 from d2prune.checkpoint import spec_of_file
 from d2prune.checkpoint.refusals import check_base, no_spec
 from d2prune.engine.finetuning import deciding_checkpoint
+from d2prune.engine.settings import check_modes
 from d2prune.engine.trainer import as_pruning
 from d2prune.errors import PruneError
 from d2prune.rebuild import rebuild, spec_of_model
@@ -31,12 +32,15 @@ def fit_to_weights(model: nn.Module, cfg: CfgNode) -> None:
     if spec_of_model(model) is not None or keys.get("BASE") or keys.get("TRUST_STRUCT"):
         return  # done already, or done by META_ARCHITECTURE PrunedModel or by d2prune's trainer
     finetune = cfg.MODEL.get("FINETUNE", False) and not cfg.MODEL.get("PRUNE", False)
+    if finetune:
+        check_modes(cfg)
     weights = deciding_checkpoint(cfg) if finetune else cfg.MODEL.WEIGHTS
-    spec = spec_of_file(weights) if os.path.isfile(weights.partition("?")[0]) else None
+    remote = "://" in weights
+    spec = spec_of_file(weights) if finetune and not remote or os.path.isfile(weights) else None
     if spec is not None:
         check_base(weights, spec, model)
         rebuild(model, spec)
-    elif finetune and "://" not in weights:
+    elif finetune and not remote:
         raise no_spec(weights)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from d2prune.errors import PruneError
-from d2prune.patching.edits import Edit
+from d2prune.patching.edits import BEGIN, END, Edit
 from d2prune.patching.source import Source
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -18,15 +18,14 @@ Scope = Definition | ast.Module
 
 @dataclass(frozen=True)
 class Place:
-    """Before line ``line`` (from 0), or inside it before character ``column``.
+    """Before line ``line`` (from 0).
 
     ``indent`` goes before each inserted line, ``unit`` stands for one level of indentation.
     """
 
     line: int
-    column: int | None = None
-    indent: str = ""
-    unit: str = "    "
+    indent: str
+    unit: str
 
 
 def find_place(source: Source, edit: Edit) -> Place:
@@ -36,21 +35,30 @@ def find_place(source: Source, edit: Edit) -> Place:
         PruneError: if the symbol is gone or defined twice, or has no such place.
     """
     tree = source.parse()
-    scope = find_symbol(tree, edit)
-    _check_uses(tree, scope, edit)
     lines = source.lines
-    if edit.in_line:
-        return _first_base(lines, scope, edit)
+    scope = _find_symbol(tree, edit, _inserted(lines))
+    _check_uses(tree, scope, edit)
+    _check_subclass(scope, edit)
     if edit.where in {"before", "after"}:
         return _beside(lines, scope, edit)
     return _inside(lines, scope, edit)
 
 
-def find_symbol(tree: ast.Module, edit: Edit) -> Scope:
-    """The class or function that the edit names; the module if it names none."""
+def _inserted(lines: list[str]) -> set[int]:
+    """Numbers (from 1) of the lines that stand between markers."""
+    inside, numbers = False, set()
+    for number, line in enumerate(lines, 1):
+        inside = line.strip().startswith(BEGIN) or (inside and not line.strip().startswith(END))
+        if inside:
+            numbers.add(number)
+    return numbers
+
+
+def _find_symbol(tree: ast.Module, edit: Edit, inserted: set[int]) -> Scope:
+    """The class or function of the fork's that the edit names; the module if it names none."""
     scope: Scope = tree
     for part in filter(None, edit.symbol.split(".")):
-        inside = list(definitions(scope.body))
+        inside = [node for node in _definitions(scope.body) if node.lineno not in inserted]
         found = [node for node in inside if node.name == part]
         if not found:
             raise _gone(edit, part, [node.name for node in inside])
@@ -70,13 +78,13 @@ def _gone(edit: Edit, part: str, names: list[str]) -> PruneError:
     return PruneError(f"{edit.place}: the fork has no '{part}'; {hint}")
 
 
-def definitions(body: Iterable[ast.AST]) -> Iterator[Definition]:
+def _definitions(body: Iterable[ast.AST]) -> Iterator[Definition]:
     """Classes and functions of one scope, also those in an ``if`` or a ``try``."""
     for node in body:
         if isinstance(node, Definition):
             yield node
         else:
-            yield from definitions(ast.iter_child_nodes(node))
+            yield from _definitions(ast.iter_child_nodes(node))
 
 
 def _check_uses(tree: ast.Module, scope: Scope, edit: Edit) -> None:
@@ -97,19 +105,18 @@ def _bound(scope: ast.AST) -> Iterator[str]:
             yield node.id
 
 
-def _first_base(lines: list[str], scope: Scope, edit: Edit) -> Place:
-    if not isinstance(scope, ast.ClassDef) or not scope.bases:
-        raise PruneError(f"{edit.place}: expected a class with a base")
-    if not _alone(lines, scope):
-        raise PruneError(f"{edit.place}: the class shares its line with another statement")
-    line, column = start_of(lines, scope.bases[0])
-    return Place(line, column)
-
-
-def start_of(lines: list[str], node: ast.expr) -> tuple[int, int]:
-    """Line and character (from 0); the parser counts bytes."""
-    line = node.lineno - 1
-    return line, len(lines[line].encode()[: node.col_offset].decode())
+def _check_subclass(scope: Scope, edit: Edit) -> None:
+    """Whether a class can be followed by a subclass that takes its name."""
+    text = "\n".join(edit.lines)
+    if not isinstance(scope, ast.ClassDef) or f"class {scope.name}(" not in text:
+        return
+    for base in map(ast.unparse, scope.bases):
+        if f"({base}," in text:
+            raise PruneError(f"{edit.place}: the class has the base {base} already")
+    for node in ast.walk(scope):
+        if isinstance(node, ast.Call) and ast.unparse(node).startswith(f"super({scope.name},"):
+            call = f"line {node.lineno} calls super({scope.name}, ...), which would call itself without end"
+            raise PruneError(f"{edit.place}: {call}; write super() there first")
 
 
 def _beside(lines: list[str], scope: Scope, edit: Edit) -> Place:
@@ -118,7 +125,7 @@ def _beside(lines: list[str], scope: Scope, edit: Edit) -> Place:
     if not _alone(lines, scope):
         raise PruneError(f"{edit.place}: it shares its line with another statement")
     line = (scope.end_lineno or 0) if edit.where == "after" else _top(scope)
-    return Place(line, None, _indent(lines, scope), _unit(lines, scope))
+    return Place(line, _indent(lines, scope), _unit(lines, scope))
 
 
 def _inside(lines: list[str], scope: Scope, edit: Edit) -> Place:
@@ -130,11 +137,11 @@ def _inside(lines: list[str], scope: Scope, edit: Edit) -> Place:
     above, below = _neighbours(scope, edit)
     indent, unit = _indent(lines, first), _unit(lines, scope)
     if above is None:
-        return Place(_top(first), None, indent, unit)
+        return Place(_top(first), indent, unit)
     end = above.end_lineno or 0
     if below is not None and below.lineno <= end:
         raise PruneError(f"{edit.place}: line {below.lineno} holds two statements")
-    return Place(end, None, indent, unit)
+    return Place(end, indent, unit)
 
 
 def _top(node: ast.stmt) -> int:
@@ -194,7 +201,7 @@ def _indent(lines: list[str], node: ast.stmt) -> str:
 
 def _unit(lines: list[str], scope: Scope) -> str:
     """One level of indentation, as the symbol's body or else the first class or function has it."""
-    nodes = [scope] if not isinstance(scope, ast.Module) else list(definitions(scope.body))
+    nodes = [scope] if not isinstance(scope, ast.Module) else list(_definitions(scope.body))
     for node in nodes:
         outer, inner = _indent(lines, node), _indent(lines, node.body[0])
         if inner.startswith(outer) and inner != outer:

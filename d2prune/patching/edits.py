@@ -14,7 +14,8 @@ import yaml
 
 from d2prune.errors import PruneError
 
-FIRST_BASE = "first base"
+# The markers around inserted lines; the edit's name follows.
+BEGIN, END = "# d2prune: begin ", "# d2prune: end "
 # Where, as seen from the symbol, and what it must be.
 PLACES = {
     "start": "below the docstring of a class, a function or the module",
@@ -24,7 +25,6 @@ PLACES = {
     "before return": "above the return that a function ends with",
     "after assignment": "below a function's first assignment to `variable`",
     "after imports": "below the imports that the module begins with",
-    FIRST_BASE: "before the first base of a class, in its line",
 }
 _NAME = re.compile(r"[a-z0-9_]+")
 _NEEDED = {"name", "file", "where", "lines"}
@@ -52,11 +52,6 @@ class Edit:
     lines: tuple[str, ...]
     variable: str = ""
     uses: tuple[str, ...] = ()
-
-    @property
-    def in_line(self) -> bool:
-        """Whether the text goes into a line of the fork's, not between two."""
-        return self.where == FIRST_BASE
 
     @property
     def place(self) -> str:
@@ -116,8 +111,8 @@ def _check(which: str, entry: Mapping[str, Any]) -> None:
     parts = PurePosixPath(entry["file"]).parts
     if not parts or parts[0] == "/" or ".." in parts or "\\" in entry["file"]:
         raise PruneError(f"{which}: file is '{entry['file']}'; expected a path below the fork's root")
-    if not entry["lines"].strip() or (entry["where"] == FIRST_BASE and "\n" in entry["lines"].strip()):
-        raise PruneError(f"{which}: lines is {entry['lines']!r}; expected lines, or one base class")
+    if not entry["lines"].strip():
+        raise PruneError(f"{which}: lines is {entry['lines']!r}; expected at least one line")
     uses = entry.get("uses", [])
     if not isinstance(uses, list) or not all(isinstance(name, str) for name in uses):
         raise PruneError(f"{which}: uses is {uses!r}; expected a list of names")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from enum import Enum
 
 from d2prune.errors import PruneError
-from d2prune.patching.anchors import Place, find_place, find_symbol, start_of
-from d2prune.patching.edits import Edit
+from d2prune.patching.anchors import Place, find_place
+from d2prune.patching.edits import BEGIN, END, Edit
 from d2prune.patching.source import Source
-
-BEGIN, END, IN_LINE = "# d2prune: begin ", "# d2prune: end ", "# d2prune: in the next line "
 
 
 class State(Enum):
@@ -19,13 +16,10 @@ class State(Enum):
     ABSENT = "not there yet; it fits"
     THERE = "there"
     CHANGED = "there, but not as the patch has it"
-    BY_HAND = "there, written by hand"
 
 
 def state_of(source: Source, edit: Edit) -> State:
     """Raises PruneError if the edit's markers are damaged."""
-    if edit.in_line:
-        return _state_in_line(source, edit)
     block = _block(source, edit)
     if block is None:
         return State.ABSENT
@@ -40,7 +34,7 @@ def insert(source: Source, edit: Edit) -> Source:
         PruneError: if there is no place for it, or the result would not be Python or not come out again.
     """
     place = find_place(source, edit)
-    after = _insert_in_line(source, edit, place) if edit.in_line else _insert_block(source, edit, place)
+    after = _insert(source, edit, place)
     try:
         after.parse()
     except PruneError as error:
@@ -51,13 +45,11 @@ def insert(source: Source, edit: Edit) -> Source:
 
 
 def remove(source: Source, edit: Edit) -> Source:
-    """The file without the edit; what was written by hand stays.
+    """The file without the edit.
 
     Raises:
         PruneError: if the edit's markers are damaged.
     """
-    if edit.in_line:
-        return _remove_in_line(source, edit)
     block = _block(source, edit)
     if block is None:
         return source
@@ -84,7 +76,7 @@ def _block(source: Source, edit: Edit) -> range | None:
     return range(begin, end + 1)
 
 
-def _insert_block(source: Source, edit: Edit, place: Place) -> Source:
+def _insert(source: Source, edit: Edit, place: Place) -> Source:
     lines = source.lines
     line = _beside_blocks(lines, place.line)
     newline = source.newline(max(line - 1, 0))
@@ -100,7 +92,7 @@ def _beside_blocks(lines: list[str], line: int) -> int:
     """The parser doesn't see markers: a place at the edge of another edit's block goes outside it."""
     while line < len(lines) and lines[line].strip().startswith(END):
         line += 1
-    while line > 0 and lines[line - 1].strip().startswith((BEGIN, IN_LINE)):
+    while line > 0 and lines[line - 1].strip().startswith(BEGIN):
         line -= 1
     return line
 
@@ -109,54 +101,3 @@ def _indented(line: str, place: Place) -> str:
     text = line.lstrip(" ")
     levels, rest = divmod(len(line) - len(text), 4)
     return (place.indent + place.unit * levels + " " * rest + text).rstrip()
-
-
-def _insert_in_line(source: Source, edit: Edit, place: Place) -> Source:
-    column, lines = place.column or 0, source.lines
-    head = _class_of(source.parse(), edit).lineno - 1
-    indent = lines[head][: len(lines[head]) - len(lines[head].lstrip())]
-    text = lines[place.line]
-    lines[place.line] = f"{text[:column]}{edit.lines[0]}, {text[column:]}"
-    lines.insert(head, f"{indent}{IN_LINE}{edit.name}{source.newline(head)}")
-    return source.with_lines(lines)
-
-
-def _class_of(tree: ast.Module, edit: Edit) -> ast.ClassDef:
-    scope = find_symbol(tree, edit)
-    if not isinstance(scope, ast.ClassDef):
-        raise PruneError(f"{edit.place}: expected a class")
-    return scope
-
-
-def _state_in_line(source: Source, edit: Edit) -> State:
-    if _marked(source, IN_LINE, edit) is not None:
-        return State.THERE if _ours(source, edit) else State.CHANGED
-    bases = _class_of(source.parse(), edit).bases
-    return State.BY_HAND if any(ast.unparse(base) == edit.lines[0] for base in bases) else State.ABSENT
-
-
-def _ours(source: Source, edit: Edit) -> ast.ClassDef | None:
-    """The class below the marker, wherever it is now, if our base is its first of several."""
-    marker = _marked(source, IN_LINE, edit)
-    classes = [node for node in ast.walk(source.parse()) if isinstance(node, ast.ClassDef)]
-    below = [node for node in classes if marker is not None and node.lineno > marker + 1]
-    node = min(below, key=lambda node: node.lineno, default=None)
-    return node if node and len(node.bases) > 1 and ast.unparse(node.bases[0]) == edit.lines[0] else None
-
-
-def _remove_in_line(source: Source, edit: Edit) -> Source:
-    marker = _marked(source, IN_LINE, edit)
-    if marker is None:
-        return source
-    node, lines = _ours(source, edit), source.lines
-    if node is None:
-        raise PruneError(
-            f"{edit.place}: {edit.lines[0]} is no longer the first of the bases of the class below line "
-            f"{marker + 1}; take both out by hand"
-        )
-    (line, column), (after, stop) = (start_of(lines, base) for base in node.bases[:2])
-    if line != after:
-        raise PruneError(f"{edit.place}: the bases no longer share line {line + 1}; take ours out by hand")
-    lines[line] = lines[line][:column] + lines[line][stop:]
-    del lines[marker]
-    return source.with_lines(lines)

@@ -76,10 +76,13 @@ def edit(name, where, symbol="", **options):
 
 
 NESTED = ("if batch:", "    for _ in range(1):", '        seen.append("nested")', "", "del batch")
+SUBCLASS = ("class Trainer(collections.UserDict, Trainer):", "    own = 1")
 EDITS = [
     edit("imports", "after imports", lines=["import collections", "seen = []"]),
     edit("module_start", "start", lines=["from __future__ import annotations"]),
-    edit("base", "first base", "Trainer", lines=["collections.UserDict"]),
+    edit(
+        "trainer", "after", "Trainer", lines=["class Trainer(collections.UserDict, Trainer):", "    own = 1"]
+    ),
     edit("run", "start", "Trainer.run"),
     edit("nested", "start", "Trainer.build.inner", lines=["batch = x", *NESTED], uses=("x",)),
     edit("run_return", "before return", "Trainer.run", uses=("out", "self", "batch")),
