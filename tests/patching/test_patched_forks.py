@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import d2prune
 from d2prune.modeling import HAS_ADELAIDET
 from d2prune.patching import apply, read_edits, revert
 
@@ -60,6 +62,41 @@ def patched_and_back(names, script, folder):
     for of_it in edits.values():
         revert(of_it, root)
     assert {path: (root / path).read_bytes() for path in before} == before
+
+
+TRAIN_NET = '''\
+"""A training script whose trainer overrides what d2prune's mixin does, as AdelaiDet's does."""
+from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer
+
+
+class Trainer(DefaultTrainer):
+    def resume_or_load(self, resume=True):
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+
+    @classmethod
+    def build_model(cls, cfg):
+        return super().build_model(cfg)
+
+
+def setup(options):
+    cfg = get_cfg()
+    cfg.merge_from_list(options)
+    return cfg
+'''
+
+
+@pytest.mark.parametrize("patch", ["detectron2_train_net", "adelaidet_train_net"])
+def test_a_training_script_patched(patch, tmp_path):
+    path = tmp_path / "tools" / "train_net.py"
+    path.parent.mkdir()
+    path.write_text(TRAIN_NET)
+    apply(edits_of(patch), tmp_path)
+    script = runpy.run_path(str(path))
+    assert script["setup"](["MODEL.PRUNE", True]).MODEL.PRUNE
+    trainer, theirs = script["Trainer"], script["Trainer"].__mro__[2]
+    assert trainer.resume_or_load is d2prune.PruningMixin.resume_or_load
+    assert theirs.__module__ == trainer.__module__ and "resume_or_load" in vars(theirs)
 
 
 def test_detectron2_patched(tmp_path):
