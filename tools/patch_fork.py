@@ -29,7 +29,7 @@ def main() -> int:
         return 0
     changed = (apply if args.command == "apply" else revert)(edits, args.root)
     nothing = {"apply": "already applied", "revert": "nothing to revert"}[args.command]
-    print(*changed or [nothing], sep="\n")
+    print("\n".join(map(str, changed)) or nothing)
     return 0
 
 
