@@ -10,7 +10,7 @@ from torch import nn
 from d2prune.checkpoint.checkpointer import PruningCheckpointer, checkpoint_data, write_checkpoint
 from d2prune.checkpoint.reader import read_spec
 from d2prune.checkpoint.refusals import check_base, no_spec
-from d2prune.rebuild import rebuild
+from d2prune.rebuild import rebuild, spec_of_model
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,7 +30,8 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
 
     Args:
         path: a checkpoint written by :func:`save` or by PruningCheckpointer.
-        model: an unpruned model of the class that was pruned; changed in place and returned.
+        model: an unpruned model of the class that was pruned, or one that has the spec's widths already
+            (a patched fork builds it so); changed in place and returned.
 
     Raises:
         PruneError: if the file is missing, damaged, holds no spec, or is of another model.
@@ -39,5 +40,7 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
     if spec is None:
         raise no_spec(path)
     check_base(path, spec, model)
-    PruningCheckpointer(rebuild(model, spec)).load(os.fspath(path), checkpointables=[])
+    if spec_of_model(model) != spec:
+        rebuild(model, spec)
+    PruningCheckpointer(model).load(os.fspath(path), checkpointables=[])
     return model

@@ -37,7 +37,8 @@ def PrunedModel(cfg: CfgNode) -> nn.Module:  # noqa: N802  (the registry takes t
     Raises:
         PruneError: if BASE is unknown, or no spec is found.
     """
-    if "PRUNING" not in cfg.MODEL:
+    keys = cfg.MODEL.get("PRUNING")
+    if keys is None or not (keys.BASE or keys.SPEC):  # a patched fork's own config has the keys, empty
         cfg = _whole_config(cfg)
     base = cfg.MODEL.PRUNING.BASE
     if base not in META_ARCH_REGISTRY or base == "PrunedModel":

@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Keypoints
-from families import SIZE, batch, lively, stands, trains
+from families import SIZE, batch, dense, lively, stands, trains
 from small_models import PANOPTIC, small_cfg
 from torch import nn
 from torchvision.ops import roi_align
@@ -159,7 +159,11 @@ def beziers(gt):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_stand(family, tmp_path):
-    stands(lambda: make(*FAMILIES[family]), tmp_path, amount=0.5, left=LEFT)
+    result = stands(lambda: make(*FAMILIES[family]), tmp_path, amount=0.5, left=LEFT)
+    struct = torch.load(tmp_path / "pruned.pth", weights_only=False)["struct"]
+    want, got = dense(result.model), dense(struct)
+    assert type(struct).__module__.startswith("adet.")
+    assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in want)
 
 
 class Distance(nn.Module):

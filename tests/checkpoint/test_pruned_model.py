@@ -41,6 +41,12 @@ def test_the_spec_may_come_from_the_weights(pruned_cfg, result):
     assert spec_of_model(detectron2_build(pruned_cfg)) == result.spec
 
 
+def test_keys_that_a_patched_fork_adds_to_the_stock_config_are_filled(pruned_cfg, result, saved, tmp_path):
+    pruned_cfg.MODEL.PRUNING.BASE = pruned_cfg.MODEL.PRUNING.SPEC = ""
+    pruned_cfg.MODEL.WEIGHTS = str(tmp_path / saved.name)  # pruned.yaml lies beside it
+    assert spec_of_model(detectron2_build(pruned_cfg)) == result.spec
+
+
 @pytest.mark.parametrize("base", ["", "PrunedModel", "NoSuchModel"])
 def test_an_unknown_base_is_named(pruned_cfg, base):
     pruned_cfg.MODEL.PRUNING.BASE = base

@@ -16,6 +16,7 @@ TOOLS = sorted((ROOT / "tools").glob("*.py"))
 RANKS = {
     "errors": 0,
     "files": 0,
+    "patching": 0,
     "config": 0,
     "core": 1,
     "modeling": 2,
@@ -27,6 +28,7 @@ RANKS = {
     "engine": 3,
     "analysis": 3,
     "export": 3,
+    "fork": 4,
     "zoo": 4,
     "__init__": 5,
 }

@@ -1,0 +1,6 @@
+"""Insert-only patches for forks: anchors are names of classes and functions, never lines of theirs."""
+
+from d2prune.patching.checkout import Finding, apply, check, diff, revert
+from d2prune.patching.edits import Edit, read_edits
+
+__all__ = ["Edit", "Finding", "apply", "check", "diff", "read_edits", "revert"]
