@@ -68,8 +68,9 @@ def refuse_inexact(changes: Sequence[Change]) -> None:
     wrong = [change for change in changes if change.reason]
     if wrong:
         raise PruneError(
-            f"{len(wrong)} of {len(changes)} changes are not exact; the first: {wrong[0]} ({wrong[0].reason}). "
-            "Leave them out of the plan, or allow them (--allow-inexact) and train before you judge the result"
+            f"{len(wrong)} of {len(changes)} changes are not exact; the first: {wrong[0]} "
+            f"({wrong[0].reason}). Leave them out of the plan, or allow them (--allow-inexact) and train "
+            "the result before you judge it"
         )
 
 

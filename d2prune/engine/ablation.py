@@ -123,7 +123,7 @@ def _run(cfg: CfgNode, trainer: Callable[[CfgNode], _Trainer]) -> tuple[Scores, 
     scores = [_scores(stages.get(name, {})) for name in ("baseline", "pruned", "fine-tuned")]
     if not all(scores):
         raise PruneError(
-            f"'{cfg.OUTPUT_DIR}': no AP to judge by; the trainer needs an evaluator, and DATASETS.TEST a data set"
+            f"'{cfg.OUTPUT_DIR}': no AP to judge by; the trainer needs an evaluator, and DATASETS.TEST data"
         )
     return scores[0], scores[1], scores[2], stages["fine-tuned"]["params"]
 
