@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
+from d2prune.adapters import Target
 from d2prune.analysis.changes import Change, changes_between, refuse_inexact
 from d2prune.analysis.modules import widths_with
 from d2prune.analysis.what_if import outline
@@ -61,8 +63,8 @@ def carry_out(cfg: CfgNode, model: nn.Module, narrower: CfgNode, allow_inexact: 
         result = prune_model(model, request, target, cfg.MODEL.PRUNING.VERIFY)
     final = build_model(narrower)
     rows = load_narrower(final, (result.model if result is not None else model).state_dict())
-    if not any(change.reason for change in changes):
-        _check_whole(rows)
+    if result is not None and not any(change.reason for change in changes):
+        _check_same(final.eval(), result.model, rows, target)
     return Narrowed(final.eval(), result, changes, rows)
 
 
@@ -101,10 +103,15 @@ def keys_of(request: Request) -> dict[str, Any]:
     }
 
 
-def _check_whole(rows: Sequence[TensorRow]) -> None:
-    wrong = [row for row in rows if row.how != "taken" and not row.name.endswith("num_batches_tracked")]
+def _check_same(final: nn.Module, pruned: nn.Module, rows: Sequence[TensorRow], target: Target) -> None:
+    """The configuration must build what was proved, not something else of the same shapes."""
+    wrong = [str(row) for row in rows if row.how != "taken"]
+    if not wrong:
+        with torch.no_grad():
+            got, want = target.outputs(final), target.outputs(pruned.eval())
+        wrong = [name for name in want if not torch.allclose(got[name], want[name], rtol=1e-3, atol=1e-4)]
     if wrong:
         raise PruneError(
-            f"the pruned model is not the one that the plan's configuration builds: {len(wrong)} tensors "
-            f"differ; the first: {wrong[0]}"
+            f"the plan's configuration does not build the pruned model: {wrong[0]} differs; prune with "
+            "MODEL.PRUNE and MODEL.PRUNING.RATIOS, whose pruned.yaml builds it"
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from d2prune.core.layers import ConvNd, axis_width, has_inputs, is_layer
+from d2prune.core.layers import ConvNd, axis_width, groups_after, has_inputs, is_layer
 from d2prune.core.types import Group, Member, Site
 from d2prune.errors import PruneError
 
@@ -46,15 +46,18 @@ def changes_between(model: nn.Module, groups: Sequence[Group], narrower: nn.Modu
         narrower: of the same architecture with other widths; on any device, meta included.
     """
     old, new = (dict(_layers(m)) for m in (model, narrower))
-    found = [change for group in groups if (change := _of_group(group, old, new)) is not None]
-    found += [
-        Change((name,), axis_width(old[name], "out"), 0, "a layer less") for name in old if name not in new
-    ]
-    found += [
-        Change((name,), 0, axis_width(new[name], "out"), "a new layer") for name in new if name not in old
-    ]
-    explained = {member.layer for change in found if change.group for member in change.group.members}
-    for name in old.keys() & new.keys():
+    found: list[Change] = []
+    explained: set[str] = set()
+    for group in groups:
+        change = _of_group(group, old, new)
+        if change is not None:
+            found.append(change)
+            explained |= {member.layer for member in group.members}
+    for name in (name for name in old if name not in new):
+        found.append(Change((name,), axis_width(old[name], "out"), 0, "a layer less"))
+    for name in (name for name in new if name not in old):
+        found.append(Change((name,), 0, axis_width(new[name], "out"), "a new layer"))
+    for name in (name for name in old if name in new):
         before, after = (axis_width(layers[name], "out") for layers in (old, new))
         if _kernel(old[name]) != _kernel(new[name]):
             found.append(Change((name,), before, after, "another kernel"))
@@ -97,15 +100,30 @@ def _of_group(group: Group, old: dict[str, nn.Module], new: dict[str, nn.Module]
     layers = group.producers or (group.name,)
     before, after = next(pair for pair in shares.values() if pair[0] != pair[1])
     units = {after * group.units / before for before, after in shares.values()}
-    if len(units) > 1 or not float(keep := units.pop()).is_integer() or not 0 < keep < group.units:
-        return Change(layers, before, after, "layers of one group would differ" + _named(shares))
-    reason = group.fixed or group.inexact
+    if len(units) > 1:
+        return Change(layers, before, after, f"layers of one group would differ ({_named(shares)})")
+    if not (keep := units.pop()).is_integer() or not 0 < keep < group.units:
+        return Change(
+            layers, before, after, f"these channels go in steps of {group.step}, and not all of them"
+        )
+    reason = group.fixed or group.inexact or _other_norm(group, old, new)
     own = shares.get((layers[0], "out"), (before, after))
     return Change(layers, *own, reason, None if group.fixed else group, int(keep))
 
 
+def _other_norm(group: Group, old: dict[str, nn.Module], new: dict[str, nn.Module]) -> str:
+    """A cut takes whole groups out of a GroupNorm; a narrower config has as many groups as before."""
+    for name in {member.layer for member in group.members if member.layer in old}:
+        norm = new.get(name)
+        if isinstance(norm, nn.GroupNorm):
+            left = groups_after(old[name], norm.num_channels)
+            if left != norm.num_groups:
+                return f"a cut leaves {left} groups of {name}, a GroupNorm, and the plan {norm.num_groups}"
+    return ""
+
+
 def _named(shares: dict[Site, tuple[int, int]]) -> str:
-    return " (" + ", ".join(f"{name} {b} → {a}" for (name, _), (b, a) in list(shares.items())[:3]) + ")"
+    return ", ".join(f"{name} {b} → {a}" for (name, _), (b, a) in list(shares.items())[:3])
 
 
 def _widths(member: Member, old: dict[str, nn.Module], new: dict[str, nn.Module]) -> tuple[int, int] | None:

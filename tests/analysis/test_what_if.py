@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from tiny_lsknet import CONFIGS, tiny_lsk, tiny_lsk_cfg
 
@@ -61,6 +63,23 @@ def test_what_is_exact_is_told_from_what_is_not(whole, names, reason):
     assert len(names) == 1 or not any(change.reason for change in first.changes)
     text = what_if_table([result])
     assert f"plan p: {result.after.params:,} left" in text and (reason in text or not reason)
+
+
+@pytest.mark.parametrize(
+    "keys, width, reason",
+    [
+        ({"FPN__NORM": "GN"}, 32, "a cut leaves 16 groups of .*, a GroupNorm, and the plan 32"),
+        ({"FPN__NORM": "GN"}, 96, "not all of them"),
+        ({"ROI_BOX_HEAD__NUM_FC": 0, "ROI_BOX_HEAD__NUM_CONV": 1, "ROI_BOX_HEAD__CONV_DIM": 16}, 32, ""),
+    ],
+)
+def test_norms_of_groups_and_wider_layers_are_seen(keys, width, reason):
+    cfg = tiny_lsk_cfg(FPN__OUT_CHANNELS=64, **keys)
+    model = tiny_lsk(cfg)
+    groups = find_groups(model, target_from_cfg(cfg, model))
+    step = Step("fpn", {"MODEL.FPN.OUT_CHANNELS": width})
+    reasons = [change.reason for change in what_if(cfg, Plan("p", (step,)), groups).changes]
+    assert all(re.search(reason, found) for found in reasons) if reason else not any(reasons)
 
 
 def test_a_step_that_changes_nothing_is_no_step(whole):
