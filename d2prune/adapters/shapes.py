@@ -14,6 +14,7 @@ from torch import nn
 from d2prune.errors import PruneError
 
 logger = logging.getLogger(__name__)
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
 ASKED_SIZE = 256
 """Pixels a side that an unknown backbone is asked on: a multiple of any pyramid's largest stride."""
 
@@ -75,13 +76,15 @@ def _refresh_fpn(fpn: nn.Module) -> None:
 def _ask(backbone: nn.Module) -> None:
     """Any other backbone runs on the meta device, where nothing is computed, to show its widths."""
     ghost = copy.deepcopy(backbone).to("meta").eval()
-    # Pictures have the fewest channels; modules need not be registered in the order of their use.
-    inputs = min((m.in_channels for m in ghost.modules() if isinstance(m, nn.Conv2d)), default=3)
-    try:
-        with torch.no_grad():
-            features = ghost(torch.empty(1, inputs, ASKED_SIZE, ASKED_SIZE, device="meta"))
-        told = {name: feature.shape[1] for name, feature in features.items()}
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-        logger.warning("output_shape() of %s may tell old widths: %s", type(backbone).__name__, error)
-        return
-    backbone._out_feature_channels.update(told)
+    # Modules need not be registered in the order of their use; what reads pictures reads few channels.
+    asked = sorted({m.in_channels for m in ghost.modules() if isinstance(m, nn.Conv2d)} or {3})
+    failures = []
+    for inputs in asked:
+        try:
+            with torch.no_grad():
+                features = ghost(torch.empty(1, inputs, ASKED_SIZE, ASKED_SIZE, device="meta"))
+            backbone._out_feature_channels.update({name: f.shape[1] for name, f in features.items()})
+            return
+        except FAILURES as error:
+            failures.append(error)
+    logger.warning("output_shape() of %s may tell old widths: %s", type(backbone).__name__, failures[0])

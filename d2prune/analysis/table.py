@@ -67,13 +67,13 @@ def latency_table(results: Mapping[str, Latency], environment: Mapping[str, Any]
     return f"{aligned([heads, *body])}\n{environment['device']}; {where}"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width under a rule: the first to the left, the others to the right."""
+def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Columns of equal width under a rule: those numbered in ``left`` to the left, others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def line(row: Sequence[str]) -> str:
-        cells = [row[0].ljust(widths[0])]
-        cells += [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
+        places = enumerate(zip(row, widths, strict=True))
+        cells = [text.ljust(width) if i in left else text.rjust(width) for i, (text, width) in places]
         return "  ".join(cells).rstrip()
 
     rule = "  ".join("-" * width for width in widths)

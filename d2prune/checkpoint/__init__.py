@@ -1,7 +1,8 @@
 """Checkpoints of pruned models: read without running them, written whole, loaded strictly."""
 
 from d2prune.checkpoint.api import load, save
-from d2prune.checkpoint.checkpointer import PruningCheckpointer
+from d2prune.checkpoint.checkpointer import PruningCheckpointer, write_checkpoint
+from d2prune.checkpoint.narrowing import TensorRow, load_narrower, loading_table
 from d2prune.checkpoint.pruned_model import (
     PrunedModel,
     build_from_cfg,
@@ -14,12 +15,16 @@ from d2prune.checkpoint.reader import read_checkpoint, read_spec
 __all__ = [
     "PrunedModel",
     "PruningCheckpointer",
+    "TensorRow",
     "build_from_cfg",
     "build_model",
     "load",
+    "load_narrower",
+    "loading_table",
     "read_checkpoint",
     "read_spec",
     "save",
     "spec_of_file",
     "unpruned_cfg",
+    "write_checkpoint",
 ]

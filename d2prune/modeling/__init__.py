@@ -2,7 +2,7 @@
 
 Importing this package fills Detectron2's registries (`registration`): with AdelaiDet's own classes
 where `import adet.modeling` succeeds, else with the ones here. The names below are the classes in
-use; ProtoNet and the narrow backbones are always d2prune's.
+use; ProtoNet, LSKNet, the rotated proposal networks and the narrow backbones are always d2prune's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from .backbone import (
     build_narrow_resnet_fpn_backbone,
 )
 from .blendmask import ProtoNet, basis_sem_from_instances
+from .lsknet import LSKNet, build_lsknet_backbone, build_lsknet_fpn_backbone
 from .registration import register
+from .rotated import OrientedRPN, RotatedRPN
 
 HAS_ADELAIDET = register()
 
@@ -32,11 +34,16 @@ __all__ = [
     "FCOS",
     "HAS_ADELAIDET",
     "BlendMask",
+    "LSKNet",
     "OneStageDetector",
+    "OrientedRPN",
     "ProtoNet",
+    "RotatedRPN",
     "basis_sem_from_instances",
     "build_fcos_narrow_resnet_fpn_backbone",
     "build_fcos_resnet_fpn_backbone",
+    "build_lsknet_backbone",
+    "build_lsknet_fpn_backbone",
     "build_narrow_resnet_backbone",
     "build_narrow_resnet_fpn_backbone",
 ]

@@ -15,12 +15,13 @@ from detectron2.modeling import (
 
 from d2prune.errors import PruneError
 
-from . import backbone
+from . import backbone, lsknet
 from .blendmask import BASIS_MODULE_REGISTRY, BlendMask, ProtoNet
 from .fcos import FCOS
 from .one_stage import OneStageDetector
+from .rotated import OrientedRPN, RotatedRPN
 
-# AdelaiDet registers the same names; the narrow backbones are d2prune's alone.
+# AdelaiDet registers the same names; what follows them is d2prune's alone.
 _SHARED = (
     (META_ARCH_REGISTRY, BlendMask),
     (META_ARCH_REGISTRY, OneStageDetector),
@@ -32,6 +33,10 @@ _OWN = (
     (BACKBONE_REGISTRY, backbone.build_narrow_resnet_backbone),
     (BACKBONE_REGISTRY, backbone.build_narrow_resnet_fpn_backbone),
     (BACKBONE_REGISTRY, backbone.build_fcos_narrow_resnet_fpn_backbone),
+    (BACKBONE_REGISTRY, lsknet.build_lsknet_backbone),
+    (BACKBONE_REGISTRY, lsknet.build_lsknet_fpn_backbone),
+    (PROPOSAL_GENERATOR_REGISTRY, RotatedRPN),
+    (PROPOSAL_GENERATOR_REGISTRY, OrientedRPN),
 )
 
 

@@ -1,0 +1,31 @@
+"""Try a plan one step at a time: prune, train for a little, evaluate; keep the step or roll it back."""
+
+import sys
+
+from detectron2.engine import default_argument_parser, default_setup
+from train_net import Trainer
+
+import d2prune
+from d2prune.analysis import read_plan
+from d2prune.config import read_config
+from d2prune.engine.ablation import ablate, ablation_table
+from d2prune.engine.settings import log_to
+
+
+def main(args):
+    cfg = read_config(d2prune.get_cfg(), args.config_file, args.opts)
+    plan = read_plan(args.plan)
+    default_setup(cfg, args)
+    log_to(cfg)
+    print(ablation_table(ablate(cfg, plan, Trainer, args.allowed_drop, args.alone)))
+
+
+if __name__ == "__main__":
+    parser = default_argument_parser()
+    parser.add_argument("--plan", required=True, metavar="YAML", help="steps and the keys they set")
+    parser.add_argument("--allowed-drop", type=float, default=2.0, metavar="AP", help="in points; default 2")
+    parser.add_argument("--alone", action="store_true", help="start every step from the baseline")
+    try:
+        main(parser.parse_args())
+    except d2prune.PruneError as error:
+        sys.exit(f"ablate: {error}")
