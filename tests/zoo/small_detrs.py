@@ -11,12 +11,12 @@ SIDE = 64
 HEADS = {
     "encoder_hidden_dim": 32, "encoder_ffn_dim": 64, "encoder_attention_heads": 4, "d_model": 32,
     "decoder_in_channels": [32] * 3, "decoder_ffn_dim": 64, "decoder_attention_heads": 4,
-    "decoder_layers": 2, "num_queries": 10, "num_labels": 5, "encoder_in_channels": [32, 48, 64],
-    "anchor_image_size": None,
+    "decoder_layers": 2, "num_queries": 10, "num_labels": 5, "num_denoising": 20,
+    "encoder_in_channels": [32, 48, 64], "anchor_image_size": None,
 }  # fmt: skip
 HGNET = {
     "stem_channels": [3, 8, 16], "stage_in_channels": [16, 24, 32, 48], "stage_mid_channels": [8, 8, 16, 16],
-    "stage_out_channels": [24, 32, 48, 64], "stage_num_blocks": [1, 1, 2, 1], "stage_numb_of_layers": [2] * 4,
+    "stage_out_channels": [24, 32, 48, 64], "stage_num_blocks": [1, 1, 2, 1], "stage_numb_of_layers": [1] * 4,
     "hidden_sizes": [24, 32, 48, 64], "out_indices": [2, 3, 4], "use_learnable_affine_block": True,
 }  # fmt: skip
 RESNET = {
