@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import transformers
+from torch import nn
 
 from d2prune.zoo.row import lively
 
@@ -27,7 +28,7 @@ KINDS = ("DFineForObjectDetection", "RTDetrForObjectDetection", "RTDetrV2ForObje
 
 
 def detr(kind, **options):
-    """A detector of five classes; its frozen norms and layers that start at zero hold random values."""
+    """A detector of five classes; everything in it is drawn, so that what it finds depends on the picture."""
     torch.manual_seed(0)
     model_class = getattr(transformers, kind)
     if kind.startswith("DFine"):
@@ -37,8 +38,13 @@ def detr(kind, **options):
         backbone = transformers.RTDetrResNetConfig(**RESNET)
     model = lively(model_class(model_class.config_class(backbone_config=backbone, **{**HEADS, **options})))
     with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:  # transformers begins at a hundredth, where nothing gets through
+                nn.init.kaiming_normal_(parameter)
         for name, tensor in model.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
+            if name.endswith("running_mean"):
+                tensor.uniform_(-0.2, 0.2)
+            elif name.endswith("running_var"):
                 tensor.uniform_(0.5, 1.5)
     return model.eval()
 

@@ -40,6 +40,7 @@ def exact_and_reloads(kind, result, path):
     with torch.no_grad():
         want, got = (detections(model, pictures(2)) for model in (result.model, loaded))
     assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
+    assert not torch.allclose(*want[0], atol=1e-2)  # of two pictures
 
 
 def test_it_is_exact_end_to_end_and_reloads(kind, result, tmp_path):
@@ -133,17 +134,25 @@ def test_a_model_in_training_mode_stays_in_it_and_as_it_was():
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
 
 
-def test_onnx_computes_what_the_pruned_model_does(result, tmp_path):
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+@pytest.mark.slow
+def test_onnx_computes_what_the_pruned_model_does(kind, result, tmp_path):
+    """Of another picture only that it is one: queries are chosen by top-k, where rounding may swap two."""
+    script = pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     model, x, path = Detections(result.model.eval()), pictures(), str(tmp_path / "model.onnx")
-    torch.onnx.export(model, (x,), path, dynamo=True, input_names=["images"], verbose=False)
+    # D-FINE checks its shapes in the graph by an operator that torch's exporter does not know.
+    op = script.opset18
+    table = {torch.ops.aten._is_all_true.default: lambda x: op.Cast(op.ReduceMin(op.Cast(x, to=6)), to=9)}
+    torch.onnx.export(
+        model, (x,), path, dynamo=True, input_names=["images"], verbose=False, custom_translation_table=table
+    )
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    other = 1 - pictures()
     with torch.no_grad():
-        want = model(other)
-    for got, expected in zip(session.run(None, {"images": other.numpy()}), want, strict=True):
-        torch.testing.assert_close(torch.from_numpy(got), expected, atol=1e-4, rtol=1e-4)
+        want = model(x)
+    got, other = (session.run(None, {"images": p.numpy()}) for p in (x, 1 - x))
+    for mine, another, expected in zip(got, other, want, strict=True):
+        torch.testing.assert_close(torch.from_numpy(mine), expected, atol=1e-4, rtol=1e-4)
+        assert abs(mine - another).max() > 1e-2
 
 
 class Detections(nn.Module):
