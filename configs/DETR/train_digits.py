@@ -20,6 +20,7 @@ from torchvision.transforms.functional import pil_to_tensor
 import d2prune
 
 SIDE = 128  # of a scene, in pixels
+LOG = 50  # steps between two lines
 WIDTHS = [32, 64, 96, 128]  # of the backbone's stages
 HEADS = {
     "encoder_in_channels": WIDTHS[1:], "decoder_in_channels": [64] * 3, "encoder_hidden_dim": 64,
@@ -46,9 +47,14 @@ def build(kind: str) -> torch.nn.Module:
         raise d2prune.PruneError("this example needs transformers: pip install 'd2prune[zoo]'") from error
     if kind == "d-fine":
         backbone = hf.HGNetV2Config(**HGNET)
-        return hf.DFineForObjectDetection(hf.DFineConfig(backbone_config=backbone, depth_mult=0.34, **HEADS))
-    backbone = hf.RTDetrResNetConfig(**RESNET)
-    return hf.RTDetrV2ForObjectDetection(hf.RTDetrV2Config(backbone_config=backbone, **HEADS))
+        model = hf.DFineForObjectDetection(hf.DFineConfig(backbone_config=backbone, depth_mult=0.34, **HEADS))
+    else:
+        backbone = hf.RTDetrResNetConfig(**RESNET)
+        model = hf.RTDetrV2ForObjectDetection(hf.RTDetrV2Config(backbone_config=backbone, **HEADS))
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.BatchNorm2d)):
+            module.reset_parameters()  # transformers draws weights of a hundredth, norms too
+    return model
 
 
 class Digits(torch.utils.data.Dataset):
@@ -93,8 +99,8 @@ def train(model: torch.nn.Module, data: Digits, steps: int, args: argparse.Names
         optimizer.step()
         rate.step()
         losses.append(loss.item())
-        if step % args.log == 0 or step == steps:
-            recent = losses[-args.log :]
+        if step % LOG == 0 or step == steps:
+            recent = losses[-LOG:]
             print(f"{what}: step {step}, mean loss {sum(recent) / len(recent):.2f}", flush=True)
 
 
@@ -141,9 +147,7 @@ def main(args: argparse.Namespace) -> None:
     d2prune.save(result, args.output / "model_pruned.pth")
     loaded = d2prune.load(args.output / "model_pruned.pth", build(args.model)).to(args.device)
     report["reloaded"] = evaluate(loaded, test, args)
-    for name, totals in (("before", result.before), ("after", result.after)):
-        print(f"{name}: {totals.params:,} parameters, {totals.macs / 1e6:.1f} M MACs")
-    print(f"proof: error {result.proof.error:.1e}, control {result.proof.control_error:.1e}")
+    print(f"before: {result.before}\nafter: {result.after}\n{result.proof}")
     print(
         "\n".join(f"{k}: " + ", ".join(f"{n} {v:.2f}" for n, v in row.items()) for k, row in report.items())
     )
@@ -160,7 +164,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--amount", type=float, default=0.5, help="fraction of the MACs to remove")
     add("--batch", type=int, default=8, help="pictures a step")
     add("--lr", type=float, default=5e-4, help="at its highest")
-    add("--log", type=int, default=50)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--seed", type=int, default=0)
     return parser.parse_args(argv)

@@ -38,9 +38,11 @@ def detr(kind, **options):
         backbone = transformers.RTDetrResNetConfig(**RESNET)
     model = lively(model_class(model_class.config_class(backbone_config=backbone, **{**HEADS, **options})))
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() > 1:  # transformers begins at a hundredth, where nothing gets through
                 nn.init.kaiming_normal_(parameter)
+            elif name.endswith("weight"):
+                parameter.uniform_(0.5, 1.5)
         for name, tensor in model.named_buffers():
             if name.endswith("running_mean"):
                 tensor.uniform_(-0.2, 0.2)

@@ -40,7 +40,7 @@ def exact_and_reloads(kind, result, path):
     with torch.no_grad():
         want, got = (detections(model, pictures(2)) for model in (result.model, loaded))
     assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
-    assert not torch.allclose(*want[0], atol=1e-2)  # of two pictures
+    assert not torch.allclose(*want[0], atol=1e-4)  # of two pictures
 
 
 def test_it_is_exact_end_to_end_and_reloads(kind, result, tmp_path):
@@ -53,18 +53,18 @@ def test_half_of_the_macs_is_exact_and_reloads(name, tmp_path):
     exact_and_reloads(name, result, tmp_path / "p.pth")
 
 
-def test_backbone_encoder_and_decoder_all_get_smaller(result, kind):
+def test_backbone_encoder_and_decoder_all_get_smaller(result):
     """Not the backbone alone: MLPs, split outputs and attention heads, too."""
     cut = [row.name for row in result.coverage if row.status == "pruned"]
-    parts = ("backbone", "encoder", "decoder", "self_attn", *(("fc1", "mlp") if "DFine" in kind else ()))
-    assert all(any(part in name for name in cut) for part in parts)
+    for part in ("backbone", "encoder", "decoder", "self_attn", "mlp"):
+        assert any(part in name for name in cut), part
     assert all(row.reason for row in result.coverage if row.status != "pruned")
 
 
 def test_depthwise_convolutions_follow(kind, result):
     found = [(m, result.model.get_submodule(n)) for n, m in detr(kind).named_modules() if is_conv(m)]
     depthwise = [(old, new) for old, new in found if old.groups > 1]
-    assert len(depthwise) == (0 if kind.startswith("RT") else 10)
+    assert len(depthwise) == (0 if kind.startswith("RT") else 8)
     for old, new in depthwise:
         assert is_depthwise(new) and new.groups == new.in_channels < old.groups
 
@@ -116,12 +116,13 @@ AROUND = {
 }
 
 
+@pytest.mark.parametrize("kind", KINDS[:1], indirect=True)
 @pytest.mark.parametrize("around", AROUND)
-def test_what_is_around_the_call_changes_nothing(around):
-    model = detr(KINDS[0]).requires_grad_(around != "autocast")
+def test_what_is_around_the_call_changes_nothing(kind, result, around):
+    model = detr(kind).requires_grad_(around != "autocast")
     with AROUND[around]():
         got = pruned(model)
-    assert got.spec == pruned(detr(KINDS[0]), verify=False).spec
+    assert got.spec == result.spec
     assert got.proof.exact and got.proof.error < 1e-12
     assert {p.requires_grad for p in got.model.parameters()} == {around != "autocast"}
 
