@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import box_convert
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -57,7 +58,7 @@ def build(kind: str) -> torch.nn.Module:
     return model
 
 
-class Digits(torch.utils.data.Dataset):
+class Digits(Dataset):
     """Pictures (3, 128, 128) in [0, 1] with classes and boxes (cx, cy, w, h, of the picture's size)."""
 
     def __init__(self, root: Path, split: str) -> None:
@@ -77,10 +78,8 @@ class Digits(torch.utils.data.Dataset):
         return picture, {"class_labels": labels, "boxes": box_convert(boxes, "xywh", "cxcywh")}, number
 
 
-def loader(data: Digits, batch: int, shuffle: bool = False) -> torch.utils.data.DataLoader:
-    return torch.utils.data.DataLoader(
-        data, batch, shuffle, collate_fn=lambda rows: tuple(zip(*rows, strict=True))
-    )
+def loader(data: Digits, batch: int, shuffle: bool = False) -> DataLoader:
+    return DataLoader(data, batch, shuffle, collate_fn=lambda rows: tuple(zip(*rows, strict=True)))
 
 
 def train(model: torch.nn.Module, data: Digits, steps: int, args: argparse.Namespace, what: str) -> None:
@@ -124,13 +123,12 @@ def evaluate(model: torch.nn.Module, data: Digits, args: argparse.Namespace) -> 
             ]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCOeval(data.coco, data.coco.loadRes(found), "bbox")
-        coco.evaluate()
-        coco.accumulate()
-        coco.summarize()
+        for step in (coco.evaluate, coco.accumulate, coco.summarize):
+            step()
     return {"AP": 100 * coco.stats[0], "AP50": 100 * coco.stats[1], "loss": sum(losses) / len(losses)}
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     torch.manual_seed(args.seed)
     model = build(args.model).to(args.device)
     learn, test = Digits(args.data, "train"), Digits(args.data, "val_mini")
@@ -147,10 +145,10 @@ def main(args: argparse.Namespace) -> None:
     d2prune.save(result, args.output / "model_pruned.pth")
     loaded = d2prune.load(args.output / "model_pruned.pth", build(args.model)).to(args.device)
     report["reloaded"] = evaluate(loaded, test, args)
-    print(f"before: {result.before}\nafter: {result.after}\n{result.proof}")
-    print(
-        "\n".join(f"{k}: " + ", ".join(f"{n} {v:.2f}" for n, v in row.items()) for k, row in report.items())
-    )
+    print(result.before, result.after, result.proof, sep="\n")
+    for name, row in report.items():
+        print(f"{name}: " + ", ".join(f"{what} {value:.2f}" for what, value in row.items()))
+    return report
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
