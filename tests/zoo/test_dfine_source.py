@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -13,31 +12,25 @@ from d2prune.zoo.row import lively
 
 pytest.importorskip("src.zoo.dfine", reason="the root of a D-FINE checkout is not on PYTHONPATH")
 
-from src.core import YAMLConfig, workspace
+from src.core import YAMLConfig, yaml_utils
 
-CONFIGS = Path(workspace.__file__).resolve().parents[2] / "configs" / "dfine"
+CONFIGS = Path(yaml_utils.__file__).resolve().parents[2] / "configs" / "dfine"
 LEAST = {"n": 0.36, "s": 0.31, "m": 0.31, "l": 0.40, "x": 0.40}  # of the parameters, at 0.3 of the channels
 SIDE = {"n": 320}  # with two levels, 300 queries need a larger picture
 SIZES = ["n", *(pytest.param(size, marks=pytest.mark.slow) for size in ("s", "m", "l", "x"))]
 
 
-@pytest.fixture
-def build():
-    """Builds a size by its own config; what a config says stays in the registry, so that is put back."""
-    fresh = {k: copy.copy(v) if isinstance(v, dict) else v for k, v in workspace.GLOBAL_CONFIG.items()}
-
-    def made(size):
-        workspace.GLOBAL_CONFIG.clear()
-        workspace.GLOBAL_CONFIG.update({k: copy.copy(v) for k, v in fresh.items()})
-        side = SIDE.get(size, 160)
-        file = str(CONFIGS / f"dfine_hgnetv2_{size}_coco.yml")
-        torch.manual_seed(0)
-        config = YAMLConfig(file, HGNetv2={"pretrained": False}, eval_spatial_size=[side, side])
-        return lively(config.model.eval()), config, torch.rand(1, 3, side, side)
-
-    yield made
-    workspace.GLOBAL_CONFIG.clear()
-    workspace.GLOBAL_CONFIG.update(fresh)
+def build(size):
+    """A size by its own config, which D-FINE merges into what it read before: a default argument."""
+    yaml_utils.load_config.__defaults__[0].clear()
+    side = SIDE.get(size, 160)
+    torch.manual_seed(0)
+    config = YAMLConfig(
+        str(CONFIGS / f"dfine_hgnetv2_{size}_coco.yml"),
+        HGNetv2={"pretrained": False},
+        eval_spatial_size=[side, side],
+    )
+    return lively(config.model.eval()), config, torch.rand(1, 3, side, side)
 
 
 def both(model, x):
@@ -47,7 +40,7 @@ def both(model, x):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_size_gets_smaller_exactly_and_works(build, size, tmp_path):
+def test_every_size_gets_smaller_exactly_and_works(size, tmp_path):
     model, config, x = build(size)
     result = d2prune.prune(model, 0.3, target="channels", allocation="uniform", example_inputs=x)
     assert result.proof.exact and set(result.proof.compared) == {"output.pred_logits", "output.pred_boxes"}
@@ -72,7 +65,7 @@ def trains(model, criterion, x):
     assert all(p.requires_grad for p in model.parameters() if p.grad is not None)
 
 
-def test_encoder_outputs_are_exact(build):
+def test_encoder_outputs_are_exact():
     model, _, x = build("n")
     result = d2prune.prune(model, 0.5, example_inputs=x, forward_fn=both)
     assert result.proof.exact and result.proof.error < 1e-12
@@ -107,7 +100,7 @@ def evaluate(model, postprocessor, loader, need_json=False):
 
 
 @pytest.mark.parametrize("options", [{}, {"need_json": True}])
-def test_a_method_like_val_evaluates_the_complete_pruned_model(build, options):
+def test_a_method_like_val_evaluates_the_complete_pruned_model(options):
     model, config, x = build("n")
     size = torch.tensor(x.shape[-2:])
     loader = [(x, [{"orig_size": size, "image_id": i}]) for i in range(2)]
@@ -117,7 +110,7 @@ def test_a_method_like_val_evaluates_the_complete_pruned_model(build, options):
         assert set(evaluated[1]) == {0, 1} and evaluated[1][0]["boxes"].shape == (300, 4)
 
 
-def test_configs_of_two_sizes_do_not_mix(build):
-    """D-FINE's registry keeps what the last config said (N's dim_feedforward in S, say)."""
+def test_configs_of_two_sizes_do_not_mix():
+    """Else the parameters that these tests count would be those of an S with N's dim_feedforward."""
     counts = {size: sum(p.numel() for p in build(size)[0].parameters()) for size in ("n", "s")}
     assert counts == {"n": 3_782_693, "s": 10_321_877}
