@@ -128,6 +128,11 @@ def evaluate(model: torch.nn.Module, data: Digits, args: argparse.Namespace) -> 
     return {"AP": 100 * coco.stats[0], "AP50": 100 * coco.stats[1], "loss": sum(losses) / len(losses)}
 
 
+def detections(model: torch.nn.Module, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    out = model(pictures)
+    return out.logits, out.pred_boxes
+
+
 def main(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     torch.manual_seed(args.seed)
     model = build(args.model).to(args.device)
@@ -135,10 +140,8 @@ def main(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     args.output.mkdir(parents=True, exist_ok=True)
     train(model, learn, args.steps, args, "train")
     report = {"trained": evaluate(model, test, args)}
-    result = d2prune.prune(
-        model, args.amount, example_inputs=torch.rand(1, 3, SIDE, SIDE),
-        forward_fn=lambda m, x: (m(x).logits, m(x).pred_boxes),
-    )  # fmt: skip
+    x = torch.rand(1, 3, SIDE, SIDE)
+    result = d2prune.prune(model, args.amount, example_inputs=x, forward_fn=detections)
     report["pruned"] = evaluate(result.model, test, args)
     train(result.model, learn, args.finetune_steps, args, "fine-tune")
     report["fine-tuned"] = evaluate(result.model, test, args)
