@@ -244,6 +244,10 @@ LEFT = {
     "width as a size": (lambda x: x + torch.ones(x.shape[1] // 16), "the model does not run"),
     "unknown": (lambda x: torch.fft.fft(x).real, "go through aten::"),
     "median": (lambda x: x - x.sort(1).values[:, 8:9], "are sorted by aten::sort"),
+    "places": (
+        lambda x: F.grid_sample(x, x[:, :, :1, :2], align_corners=False),
+        "say where aten::grid",
+    ),
 }
 
 

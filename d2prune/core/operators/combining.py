@@ -58,7 +58,9 @@ def choose(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
 
 def by_channel(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
     """Pooling, resampling and the like work on each channel alone; dimension 1 has the channels."""
-    x = next(t for t in tensors_in(bound) if labels.of(t))
+    x, *places = tensors_in(bound)
+    for tensor in places:  # of a grid, of boxes
+        keep(labels, labels.of(tensor), f"say where {func._schema.name} samples")
     others = tuple(s for s in labels.of(x) if support(s) not in ((0,), (1,)))
     keep(labels, others, f"lie along a dimension that {func._schema.name} resamples")
     for result in tensors_in([out]):
