@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import d2prune
-from d2prune import analysis
+from d2prune import plans
 from d2prune.checkpoint import build_from_cfg, load_narrower, loading_table, read_checkpoint, write_checkpoint
 from d2prune.config import read_config
 from d2prune.engine.prune import find_groups
@@ -37,15 +37,15 @@ def main(args):
     if args.load:
         return load(args, model)
     target = target_from_cfg(cfg, model)
-    print(analysis.module_table(analysis.grouped(analysis.module_rows(model, target), args.depth)))
-    plans = [analysis.read_plan(path) for path in args.plan]
-    if plans:
+    print(plans.module_table(plans.grouped(plans.module_rows(model, target), args.depth)))
+    asked = [plans.read_plan(path) for path in args.plan]
+    if asked:
         groups = find_groups(model, target)
-        print("\n" + analysis.what_if_table([analysis.what_if(cfg, plan, groups) for plan in plans]))
+        print("\n" + plans.what_if_table([plans.what_if(cfg, plan, groups) for plan in asked]))
     whole = model if args.execute else None
-    for plan in plans if args.output else ():
+    for plan in asked if args.output else ():
         places = (args.config_file, args.opts, plan, args.output)
-        print("\n" + analysis.write_plan(cfg, *places, whole, args.allow_inexact))
+        print("\n" + plans.write_plan(cfg, *places, whole, args.allow_inexact))
 
 
 def load(args, model):

@@ -227,9 +227,10 @@ def find_groups(model: nn.Module, target: Target) -> tuple[Group, ...]:
 
 def _warn_missed(request: Request, reached: float) -> None:
     if abs(reached - request.amount) > 0.01:
+        held = "RATIOS, steps" if request.ratios else "steps"
         logger.warning(
-            "AMOUNT %s of %s: reached %.3f, %+.3f off; steps of the groups and ROUND_TO %d allow no nearer",
-            request.amount, request.target, reached, reached - request.amount, request.round_to,
+            "AMOUNT %s of %s: reached %.3f, %+.3f off; %s of the groups and ROUND_TO %d allow no nearer",
+            request.amount, request.target, reached, reached - request.amount, held, request.round_to,
         )  # fmt: skip
 
 

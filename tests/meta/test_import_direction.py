@@ -29,6 +29,7 @@ RANKS = {
     "analysis": 3,
     "export": 3,
     "fork": 4,
+    "plans": 4,
     "zoo": 4,
     "__init__": 5,
 }

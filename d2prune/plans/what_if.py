@@ -10,13 +10,13 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from d2prune.analysis.changes import Change, changes_between
-from d2prune.analysis.plans import Plan, Step, narrowed
 from d2prune.analysis.table import aligned, quantity
 from d2prune.core.types import Group, Totals
 from d2prune.engine.prune import measure_model
 from d2prune.engine.settings import target_from_cfg
 from d2prune.errors import PruneError
+from d2prune.plans.changes import Change, changes_between
+from d2prune.plans.plan import Plan, Step, narrowed
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from tiny_lsknet import CONFIGS, tiny_lsk_cfg
 
 import d2prune
 from d2prune import PruneError
-from d2prune.analysis import Plan, Step, narrowed, read_plan
-from d2prune.analysis.plans import changes_of, write_narrowed
 from d2prune.config import read_config
+from d2prune.plans import Plan, Step, narrowed, read_plan
+from d2prune.plans.plan import changes_of, write_narrowed
 
 PLANS = sorted(str(path) for path in (CONFIGS / "plans").glob("*.yaml"))
 FPN = Step("fpn", {"MODEL.FPN.OUT_CHANNELS": 24})

@@ -10,16 +10,16 @@ from typing import Any, Protocol
 
 from detectron2.config import CfgNode
 
-from d2prune.analysis.carrying_out import keys_of, request_of
-from d2prune.analysis.changes import changes_between
-from d2prune.analysis.plans import Plan, Step, narrowed
 from d2prune.analysis.table import MISSING, aligned, quantity, signed
-from d2prune.analysis.what_if import outline
 from d2prune.checkpoint import build_from_cfg
 from d2prune.engine.prune import find_groups
 from d2prune.engine.record import read_report_json
 from d2prune.engine.settings import FINAL_FILE, target_from_cfg
 from d2prune.errors import PruneError
+from d2prune.plans.changes import changes_between
+from d2prune.plans.execution import keys_of, request_of
+from d2prune.plans.plan import Plan, Step, narrowed
+from d2prune.plans.what_if import outline
 
 logger = logging.getLogger(__name__)
 Scores = Mapping[str, float]

@@ -9,9 +9,9 @@ from torch import nn
 
 import d2prune
 from d2prune.adapters import Target
-from d2prune.analysis import grouped, module_rows, module_table
 from d2prune.engine.prune import measure_model
 from d2prune.engine.settings import target_from_cfg
+from d2prune.plans import grouped, module_rows, module_table
 
 
 @pytest.fixture(scope="module")

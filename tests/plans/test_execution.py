@@ -10,9 +10,9 @@ from tiny_lsknet import CONFIGS, TINY, pairs_of, tiny_lsk, tiny_lsk_cfg
 import d2prune
 from d2prune import PruneError
 from d2prune.adapters import Target
-from d2prune.analysis import Plan, carry_out, narrowed, write_plan
 from d2prune.checkpoint import build_from_cfg, read_checkpoint
 from d2prune.config import read_config
+from d2prune.plans import Plan, carry_out, narrowed, write_plan
 
 RPN = "proposal_generator.rpn_head.conv"
 
@@ -62,7 +62,7 @@ def test_the_channels_that_count_most_stay(done):
 
 def test_the_rpn_goes_with_the_fpn_where_that_is_asked_for():
     cfg = tiny_lsk_cfg()
-    follows = d2prune.analysis.Step("rpn", {"MODEL.RPN.CONV_DIMS": [-1]})
+    follows = d2prune.plans.Step("rpn", {"MODEL.RPN.CONV_DIMS": [-1]})
     narrow = carry_out(cfg, tiny_lsk(cfg), narrowed(cfg, [*steps("fpn"), follows]))
     assert narrow.result.proof.exact
     assert narrow.model.get_submodule(RPN).weight.shape == (24, 24, 3, 3)

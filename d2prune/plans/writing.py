@@ -10,11 +10,11 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import nn
 
-from d2prune.analysis.carrying_out import Narrowed, carry_out
-from d2prune.analysis.plans import Plan, changes_of, narrowed, write_narrowed
 from d2prune.analysis.table import quantity
 from d2prune.checkpoint import loading_table
 from d2prune.checkpoint.checkpointer import write_checkpoint
+from d2prune.plans.execution import Narrowed, carry_out
+from d2prune.plans.plan import Plan, changes_of, narrowed, write_narrowed
 
 
 def write_plan(
@@ -35,13 +35,13 @@ def write_plan(
         plan: what to narrow.
         folder: where to write.
         model: of ``cfg``, with its weights: is pruned; None writes the configuration only.
-        allow_inexact: see :func:`d2prune.analysis.carry_out`.
+        allow_inexact: see :func:`d2prune.plans.carry_out`.
 
     Returns:
         What was written, and how it came out.
 
     Raises:
-        PruneError: as :func:`d2prune.analysis.carry_out`; nothing is written then.
+        PruneError: as :func:`d2prune.plans.carry_out`; nothing is written then.
     """
     path = Path(folder) / f"{Path(file).stem}_prune{plan.name}.yaml"
     changes = {key: _value(cfg, key) for key in opts[::2]} | changes_of(cfg, plan.steps)

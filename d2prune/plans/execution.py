@@ -12,14 +12,14 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from d2prune.adapters import Target
-from d2prune.analysis.changes import Change, changes_between, refuse_inexact
-from d2prune.analysis.modules import widths_with
-from d2prune.analysis.what_if import outline
 from d2prune.checkpoint.narrowing import TensorRow, load_narrower
 from d2prune.core.types import Request
 from d2prune.engine.prune import PruneResult, find_groups, measure_model, prune_model
 from d2prune.engine.settings import target_from_cfg
 from d2prune.errors import PruneError
+from d2prune.plans.changes import Change, changes_between, refuse_inexact
+from d2prune.plans.modules import widths_with
+from d2prune.plans.what_if import outline
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,11 +12,11 @@ from tiny_runs import TRAINING, train_net
 
 import d2prune
 from d2prune import PruneError
-from d2prune.analysis import Plan, Step
 from d2prune.checkpoint import build_from_cfg, spec_of_file
-from d2prune.engine.ablation import ablate, ablation_table
 from d2prune.engine.prune import prune_model
 from d2prune.engine.settings import FINAL_FILE, check_modes, request_from_cfg, target_from_cfg
+from d2prune.plans import Plan, Step
+from d2prune.plans.ablation import ablate, ablation_table
 
 HEAD = Step("head", {"MODEL.ROI_BOX_HEAD.FC_DIM": 24})
 MLP = Step("mlp", {"MODEL.LSKNET.MLP_RATIOS": [3, 3, 3, 3]})

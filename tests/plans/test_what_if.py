@@ -9,10 +9,10 @@ from tiny_lsknet import CONFIGS, tiny_lsk, tiny_lsk_cfg
 
 import d2prune
 from d2prune import PruneError
-from d2prune.analysis import Plan, Step, read_plan, what_if, what_if_table
 from d2prune.config import read_config
 from d2prune.engine.prune import find_groups
 from d2prune.engine.settings import target_from_cfg
+from d2prune.plans import Plan, Step, read_plan, what_if, what_if_table
 
 WHOLE = 30_977_062
 STEPS = {
