@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from tiny_runs import write_coco
 
 from d2prune.modeling import HAS_ADELAIDET
 
@@ -45,3 +48,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no folder {SHARED.name} beside the checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Registers tiny_train and tiny_val."""
+    root = tmp_path_factory.mktemp("data")
+    for name, count, seed in (("tiny_train", 4, 0), ("tiny_val", 2, 1)):
+        register_coco_instances(name, {}, *write_coco(root / name, count, seed))
+    yield root
+    for name in ("tiny_train", "tiny_val"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

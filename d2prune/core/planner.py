@@ -7,8 +7,10 @@ takes chunks in the order of the allocation's key until the budget is met.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import neg
 
 import numpy as np
 
@@ -118,11 +120,12 @@ def _spend(state: _State, ranked_scores: Sequence[Scores], request: Request) -> 
     key = ALLOCATIONS[request.allocation]
 
     def chunk(g: int) -> _Chunk | None:
-        group, gone = state.groups[g], state.gone[g]
-        stop = next((n for n in state.spaces[g].stops if n < group.units - gone), None)
-        if stop is None:
+        group, gone, stops = state.groups[g], state.gone[g], state.spaces[g].stops
+        units = group.units
+        place = bisect_right(stops, gone - units, key=neg)  # the first stop below units - gone
+        if place == len(stops):
             return None
-        then_gone = group.units - stop
+        then_gone = units - stops[place]
         return _Chunk(key(group, ranked_scores[g], gone, then_gone), g, then_gone)
 
     heap = [c for g in free if (c := chunk(g)) is not None]

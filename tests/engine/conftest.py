@@ -1,4 +1,4 @@
-"""The data set, a baseline and one prune for all tests of this folder; loggers are put back."""
+"""A baseline and one prune for all tests of this folder; loggers are put back."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 from tiny_blendmask import CONFIG, tiny_model
-from tiny_runs import command, loggers_put_back, write_coco
+from tiny_runs import command, loggers_put_back
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -27,18 +25,6 @@ def _like_before():
     random.seed(0)
     with loggers_put_back():
         yield
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """Registers tiny_train and tiny_val."""
-    root = tmp_path_factory.mktemp("data")
-    for name, count, seed in (("tiny_train", 4, 0), ("tiny_val", 2, 1)):
-        register_coco_instances(name, {}, *write_coco(root / name, count, seed))
-    yield root
-    for name in ("tiny_train", "tiny_val"):
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 @pytest.fixture(scope="session")
