@@ -6,10 +6,9 @@ from detectron2.engine import default_argument_parser, default_setup
 from train_net import Trainer
 
 import d2prune
-from d2prune.analysis import read_plan
 from d2prune.config import read_config
 from d2prune.engine.settings import log_to
-from d2prune.plans.ablation import ablate, ablation_table
+from d2prune.plans import ablate, ablation_table, read_plan
 
 
 def main(args):

@@ -10,6 +10,6 @@ from d2prune.adapters import (  # noqa: F401  (they register)
     solov2,
 )
 from d2prune.adapters.base import Adapter, find_adapter, register_adapter
-from d2prune.adapters.target import Target
+from d2prune.adapters.target import Target, padded_size
 
-__all__ = ["Adapter", "Target", "find_adapter", "register_adapter"]
+__all__ = ["Adapter", "Target", "find_adapter", "padded_size", "register_adapter"]

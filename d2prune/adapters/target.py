@@ -30,7 +30,7 @@ class Target:
         self.inputs = example_inputs if example_inputs is not None else random_images(PROOF_SIZE)
         self.counted = self.inputs
         if self.adapter is not None and example_inputs is None:
-            self.counted = torch.empty(1, 3, *(count_size or TEST_SIZE), device="meta")
+            self.counted = torch.empty(1, 3, *padded_size(model, count_size or TEST_SIZE), device="meta")
 
     def outputs(self, model: nn.Module) -> Mapping[str, Tensor]:
         """All dense outputs, training branches included, on the fixed input."""
@@ -51,6 +51,13 @@ class Target:
         if self.forward_fn is not None:
             return flatten(self.forward_fn(model, inputs))
         return flatten(_call(model, inputs))
+
+
+def padded_size(model: nn.Module, size: Size) -> Size:
+    """(height, width) in pixels, padded as Detectron2's models pad their images."""
+    step = getattr(getattr(model, "backbone", None), "size_divisibility", 0) or 32
+    height, width = (-(-side // step) * step for side in size)
+    return height, width
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:

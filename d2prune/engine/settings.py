@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from d2prune.adapters import Target
+from d2prune.adapters import Target, padded_size
 from d2prune.core.types import Request
 from d2prune.errors import PruneError
 
@@ -60,9 +60,7 @@ def input_size(cfg: CfgNode, model: nn.Module) -> tuple[int, int]:
         size = (cfg.INPUT.MIN_SIZE_TEST, max(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST))
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise PruneError(f"MODEL.PRUNING.INPUT_SIZE is {size!r}; expected () or (height, width) in pixels")
-    step = getattr(getattr(model, "backbone", None), "size_divisibility", 0) or 32
-    height, width = (-(-side // step) * step for side in size)
-    return height, width
+    return padded_size(model, (size[0], size[1]))
 
 
 def target_from_cfg(cfg: CfgNode, model: nn.Module) -> Target:

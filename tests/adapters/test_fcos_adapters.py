@@ -222,3 +222,10 @@ def test_checkpoints_that_say_centerness_load(tmp_path):
     PruningCheckpointer(model).load(str(tmp_path / "old.pth"))
     ctrness = model.state_dict()["proposal_generator.fcos_head.ctrness.weight"]
     assert torch.equal(ctrness, weights["proposal_generator.fcos_head.centerness.weight"])
+
+
+def test_any_size_is_counted_as_the_model_pads_it():
+    model = build()
+    sizes = ((97, 127), (128, 128))
+    one, two = (measure_model(model, Target(model, count_size=size)).totals for size in sizes)
+    assert one == two
