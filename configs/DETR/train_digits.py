@@ -85,7 +85,7 @@ def loader(data: Digits, batch: int, shuffle: bool = False) -> DataLoader:
 def train(model: torch.nn.Module, data: Digits, steps: int, args: argparse.Namespace, what: str) -> None:
     """AdamW, warmed up and annealed; of the model at hand, since a pruned one has other parameters."""
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=1e-4)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, max(steps, 2), pct_start=0.1)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, max(steps, 20), pct_start=0.1)
     model.train()
     losses: list[float] = []
     batches = (batch for _ in itertools.count() for batch in loader(data, args.batch, shuffle=True))
