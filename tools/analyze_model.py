@@ -37,10 +37,10 @@ def main(args):
     if args.load:
         return load(args, model)
     target = target_from_cfg(cfg, model)
-    print(plans.module_table(plans.grouped(plans.module_rows(model, target), args.depth)))
+    groups = find_groups(model, target)
+    print(plans.module_table(plans.grouped(plans.module_rows(model, target, groups), args.depth)))
     asked = [plans.read_plan(path) for path in args.plan]
     if asked:
-        groups = find_groups(model, target)
         print("\n" + plans.what_if_table([plans.what_if(cfg, plan, groups) for plan in asked]))
     whole = model if args.execute else None
     for plan in asked if args.output else ():

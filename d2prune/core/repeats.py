@@ -65,9 +65,10 @@ class Corrections(TorchFunctionMode):
         of what it was made of.
         """
         known = [self._known(repeat, call.shape) for repeat in call.asked]
+        asked = [repeat.asked for repeat in call.asked]
         for way in product(*([*k, None] for k in known)) if any(known) else ():
-            numbers = [r.asked if c is None else _numbers(c) for r, c in zip(call.asked, way, strict=True)]
-            if numbers != [repeat.asked for repeat in call.asked] and call.fits(numbers):
+            numbers = [a if c is None else _numbers(c) for a, c in zip(asked, way, strict=True)]
+            if numbers != asked and call.fits(numbers):
                 shape, chosen = call.resolved(numbers), [c for c in way if c is not None]
                 likeness = [_alike(c.repeat.beside, shape) for c in chosen]
                 if all(like >= _most(c.repeat, shape) for c, like in zip(chosen, likeness, strict=True)):

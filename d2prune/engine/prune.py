@@ -164,20 +164,14 @@ def _prune_groups(
     asked = request
     for _ in range(ROUNDS):
         decided = plan(groups, scores, spaces, costs, asked)
-        spec = spec_of(decided, type(model).__name__, model)
-        pruned = _cut(model, spec, target)
-        after = _measure_pruned(pruned, target)
-        reached = _saved(costs.totals, after, request, decided.reached)
+        spec, pruned, after, reached = _carried_out(model, decided, costs, request, target)
         if reached - decided.reached <= TOLERANCE or abs(reached - request.amount) <= TOLERANCE:
             break
         # Products of activations became cheaper, too, which no layer's width foretells.
         asked = dataclasses.replace(asked, amount=asked.amount * request.amount / reached)
     if ask is not None:
         decided = decide(decided, scores, spaces, costs, request, ask)
-        spec = spec_of(decided, type(model).__name__, model)
-        pruned = _cut(model, spec, target)
-        after = _measure_pruned(pruned, target)
-        reached = _saved(costs.totals, after, request, decided.reached)
+        spec, pruned, after, reached = _carried_out(model, decided, costs, request, target)
     proof = verify(model, pruned, decided, spec, target.outputs) if prove else None
     rows = coverage(model, pruned, decided, costs)
     _warn_unreached(rows)
@@ -195,6 +189,16 @@ def _prune_groups(
         reached=reached,
         plan=decided,
     )
+
+
+def _carried_out(
+    model: Model, decided: PrunePlan, costs: CostModel, request: Request, target: Target
+) -> tuple[PruneSpec, Model, Totals, float]:
+    """The plan's spec, the model that is left, what it costs, and the fraction that this saves."""
+    spec = spec_of(decided, type(model).__name__, model)
+    pruned = _cut(model, spec, target)
+    after = _measure_pruned(pruned, target)
+    return spec, pruned, after, _saved(costs.totals, after, request, decided.reached)
 
 
 def _saved(before: Totals, after: Totals, request: Request, planned: float) -> float:

@@ -14,7 +14,7 @@ from d2prune.core.constraints import Room, rooms
 from d2prune.core.costs import CostModel
 from d2prune.core.coverage import UNREACHED
 from d2prune.core.types import Group, Request, Site
-from d2prune.engine.prune import find_groups, measure_model
+from d2prune.engine.prune import measure_model
 
 FREE = "free"
 
@@ -38,18 +38,18 @@ class ModuleRow:
     constraint: str
 
 
-def module_rows(model: nn.Module, target: Target, max_ratio: float = 0.75) -> tuple[ModuleRow, ...]:
-    """One row per layer with parameters, in the model's order; only traced, nothing is changed.
+def module_rows(
+    model: nn.Module, target: Target, groups: Sequence[Group], max_ratio: float = 0.75
+) -> tuple[ModuleRow, ...]:
+    """One row per layer with parameters, in the model's order; only counted, nothing is changed.
 
     Args:
         model: on a device that it can run on; its weights do not matter.
         target: what to run.
+        groups: the model's groups of channels.
         max_ratio: largest fraction of any group's channels.
-
-    Raises:
-        PruneError: if the model can't be traced.
     """
-    groups, costs = find_groups(model, target), measure_model(model, target)
+    costs = measure_model(model, target)
     spaces = rooms(groups, Request(max_ratio=max_ratio), ())
     least = smallest(groups, spaces, costs)
     whys = _constraints(groups, spaces)

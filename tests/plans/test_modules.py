@@ -9,7 +9,7 @@ from torch import nn
 
 import d2prune
 from d2prune.adapters import Target
-from d2prune.engine.prune import measure_model
+from d2prune.engine.prune import find_groups, measure_model
 from d2prune.engine.settings import target_from_cfg
 from d2prune.plans import grouped, module_rows, module_table
 
@@ -19,7 +19,7 @@ def analyzed():
     cfg = tiny_lsk_cfg()
     model = tiny_lsk(cfg)
     target = target_from_cfg(cfg, model)
-    return model, target, module_rows(model, target)
+    return model, target, module_rows(model, target, find_groups(model, target))
 
 
 def test_every_parameter_and_every_mac_is_in_a_row(analyzed):
@@ -56,7 +56,8 @@ def test_constraints_are_said(analyzed, end, reason):
 
 def test_a_model_of_ones_own_needs_no_config():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, groups=1), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 4, 1))
-    rows = module_rows(model, Target(model, torch.rand(1, 3, 16, 16)))
+    target = Target(model, torch.rand(1, 3, 16, 16))
+    rows = module_rows(model, target, find_groups(model, target))
     assert [row.constraint for row in rows] == [
         "free in steps of 2",
         "free in steps of 2",
