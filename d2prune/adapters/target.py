@@ -54,8 +54,8 @@ class Target:
 
 
 def padded_size(model: nn.Module, size: Size) -> Size:
-    """(height, width) in pixels, padded as Detectron2's models pad their images."""
-    step = getattr(getattr(model, "backbone", None), "size_divisibility", 0) or 32
+    """(height, width) in pixels, padded as Detectron2's models pad their images: to what the backbone asks for."""
+    step = getattr(getattr(model, "backbone", None), "size_divisibility", 0) or 1
     height, width = (-(-side // step) * step for side in size)
     return height, width
 
