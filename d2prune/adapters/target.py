@@ -54,7 +54,7 @@ class Target:
 
 
 def padded_size(model: nn.Module, size: Size) -> Size:
-    """(height, width) in pixels, padded as Detectron2's models pad their images: to what the backbone asks for."""
+    """(height, width) in pixels, padded to what the backbone asks for, as Detectron2's models pad."""
     step = getattr(getattr(model, "backbone", None), "size_divisibility", 0) or 1
     height, width = (-(-side // step) * step for side in size)
     return height, width
