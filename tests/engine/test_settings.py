@@ -41,7 +41,16 @@ def test_a_malformed_ratio_is_named(row):
 def test_the_counting_size_is_padded_as_the_model_pads(sizes, given, expected):
     cfg = tiny_cfg("INPUT.MIN_SIZE_TEST", sizes[0], "INPUT.MAX_SIZE_TEST", sizes[1])
     cfg.MODEL.PRUNING.INPUT_SIZE = given
-    assert input_size(cfg, nn.Identity()) == expected
+    model = nn.Module()
+    model.backbone = nn.Identity()
+    model.backbone.size_divisibility = 32
+    assert input_size(cfg, model) == expected
+
+
+def test_a_model_that_pads_nothing_is_counted_at_the_size_itself():
+    cfg = tiny_cfg()
+    cfg.MODEL.PRUNING.INPUT_SIZE = (100, 130)
+    assert input_size(cfg, nn.Identity()) == (100, 130)
 
 
 @pytest.mark.parametrize("size", [(64,), (64, 64, 3), (0, 64), (-1, 64), (64.5, 64), ("64", "64")])
