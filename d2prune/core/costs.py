@@ -1,19 +1,22 @@
 """Parameters and MACs: measured by one run, and predicted for any widths.
 
 Every layer costs ``pair * out * in + single * out``, so a plan can be priced without running it.
-MACs follow the usual count (convolutions, linear layers, matrix products); what a run counts beyond
-the layers known here (attention products, say) does not shrink and is kept as a constant.
+MACs follow the usual count (convolutions, linear layers, matrix products). Products of activations
+(attention) are laid on the layers around them; what else a run counts beyond the layers known here
+does not shrink and is kept as a constant.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from d2prune.core.layers import (
@@ -29,6 +32,8 @@ from d2prune.core.layouts import tensors_on
 from d2prune.core.types import LayerCost, Totals, Widths
 
 Target = Literal["channels", "params", "macs"]
+PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+"""What products of activations end up as, where attention isn't fused."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class CostModel:
         out = widths.get((name, "out"), cost.out)
         inp = widths.get((name, "in"), cost.inp)
         if target == "macs":
-            return cost.macs_pair * out * inp + cost.macs_single * out
+            return cost.macs_pair * out * inp + cost.macs_single * out + cost.macs_read * inp
         return cost.params_pair * out * inp + cost.params_single * out
 
     def total(self, target: Target, widths: Widths) -> float:
@@ -76,19 +81,85 @@ def measure(
     def count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if inputs:
             positions[module] += _positions(module, inputs[0], output)
+        if type(module) is nn.MultiheadAttention:  # does not call its projection
+            positions[module.out_proj] += _positions(module, inputs[0], output)
 
-    hooks = [m.register_forward_hook(count) for m in names if has_inputs(m)]
     counter = FlopCounterMode(display=False)
+    products = _Products(counter, names)
+    hooks = [m.register_forward_hook(count) for m in names if has_inputs(m)]
+    hooks += [m.register_forward_pre_hook(products.before) for m in names if has_inputs(m)]
+    hooks += [m.register_forward_hook(products.after) for m in names if has_inputs(m)]
     try:
-        with torch.no_grad(), unfused_attention(), counter:
+        with torch.no_grad(), unfused_attention(), sdpa_kernel(SDPBackend.MATH), counter:
             run(model)
     finally:
         for hook in hooks:
             hook.remove()
     params = sum(p.numel() for p in model.parameters())
-    layers = {n: _layer(m, n, positions[m]) for m, n in names.items() if is_layer(m)}
+    layers = {n: products.laid_on(m, _layer(m, n, positions[m])) for m, n in names.items() if is_layer(m)}
     layers.update(_bare_parameters(model, layers))
     return CostModel(layers, Totals(params, counter.get_total_flops() // 2))
+
+
+class _Products:
+    """MACs of products of activations, between one layer's call and the next.
+
+    The factors are made by the layers called just before, as far as they have one parent, and the result is
+    read by the next: queries, keys and values of one width each (or all three from one layer), and the
+    projection. The MACs are linear in the sum of these widths, whichever of them shrink.
+    """
+
+    def __init__(self, counter: FlopCounterMode, names: Mapping[nn.Module, str]) -> None:
+        self._counter, self._names = counter, names
+        self._multiplied = 0
+        self._makers: list[nn.Module] = []
+        self._attention: nn.MultiheadAttention | None = None  # while it runs
+        self._at_entry = 0
+        self._made: dict[nn.Module, float] = defaultdict(float)
+        self._read: dict[nn.Module, float] = defaultdict(float)
+
+    def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """A layer is called; it reads what was multiplied since the last one."""
+        if self._attention is not None:
+            return
+        macs = self._now(PRODUCTS) - self._multiplied
+        if macs:
+            self._lay(macs, self._makers, module)
+            self._makers = []
+        if isinstance(module, nn.MultiheadAttention):
+            self._attention, self._at_entry = module, self._now()
+
+    def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """A layer has been called; it may have made factors of the next product."""
+        attention = self._attention
+        if attention is module:
+            self._attention = None
+            weights = sum(p.numel() for p in module.parameters() if p.dim() == 2)
+            linear = weights * _positions(module, inputs[0], output) if inputs else 0
+            self._lay(self._now() - self._at_entry - linear, [module], attention.out_proj)
+        if self._attention is None:
+            self._multiplied = self._now(PRODUCTS)
+            self._makers = [m for m in self._makers if self._parent(m) == self._parent(module)] + [module]
+
+    def laid_on(self, module: nn.Module, cost: LayerCost) -> LayerCost:
+        """The layer's cost and its part of the products."""
+        single = cost.macs_single + self._made[module]
+        return dataclasses.replace(cost, macs_single=single, macs_read=self._read[module])
+
+    def _lay(self, macs: int, makers: Sequence[nn.Module], reader: nn.Module) -> None:
+        width = sum(axis_width(m, "out") for m in makers) + axis_width(reader, "in")
+        for maker in makers:
+            self._made[maker] += macs / width
+        self._read[reader] += macs / width
+
+    def _parent(self, module: nn.Module) -> str:
+        return self._names[module].rpartition(".")[0]
+
+    def _now(self, operators: Collection[Any] | None = None) -> int:
+        counts = self._counter.get_flop_counts().get("Global", {})
+        return (
+            sum(int(n) for operator, n in counts.items() if operators is None or operator in operators) // 2
+        )
 
 
 def _bare_parameters(model: nn.Module, layers: Mapping[str, LayerCost]) -> dict[str, LayerCost]:

@@ -140,7 +140,11 @@ class Group:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """A layer's cost as a function of its widths: ``pair * out * in + single * out``."""
+    """A layer's cost as a function of its widths: ``pair * out * in + single * out + read * in``.
+
+    ``macs_read`` is for products of activations (attention): what makes their factors pays for them by its
+    outputs, what reads the result by its inputs.
+    """
 
     layer: str
     out: int
@@ -149,6 +153,7 @@ class LayerCost:
     macs_single: float
     params_pair: float
     params_single: float
+    macs_read: float = 0
 
 
 @dataclass(frozen=True)

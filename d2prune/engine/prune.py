@@ -165,7 +165,7 @@ def _prune_groups(
     for _ in range(ROUNDS):
         decided = plan(groups, scores, spaces, costs, asked)
         spec, pruned, after, reached = _carried_out(model, decided, costs, request, target)
-        if reached - decided.reached <= TOLERANCE or abs(reached - request.amount) <= TOLERANCE:
+        if abs(reached - decided.reached) <= TOLERANCE or abs(reached - request.amount) <= TOLERANCE:
             break
         # Products of activations became cheaper, too, which no layer's width foretells.
         asked = dataclasses.replace(asked, amount=asked.amount * request.amount / reached)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fvcore.nn import FlopCountAnalysis
 from nets import CONVOLUTIONAL, Attention, Normed, images, lively
+from torch import nn
 
 from d2prune.adapters import Target
 from d2prune.core.costs import measure
@@ -56,10 +58,49 @@ def test_counting_on_meta_is_counting():
     assert on_meta.totals == measured(model, inputs).totals
 
 
-def test_what_attention_multiplies_is_a_constant():
-    model, inputs = Attention(), images()
+class Apart(nn.Module):
+    """Attention of a library's kind: three projections, a product, a fourth."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x):
+        q, k, v = (f(x).unflatten(-1, (4, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(12, 20), nn.Linear(20, 16), nn.Linear(16, 3)
+        self.apart = Apart()
+
+    def forward(self, x):
+        return self.head(self.apart(self.down(self.up(x).relu())))
+
+
+@pytest.mark.parametrize(("model", "inputs"), [(Attention(), images()), (Block(), torch.rand(2, 9, 12))])
+def test_products_are_priced_by_the_layers_around_them(model, inputs):
     costs = measured(model, inputs)
-    assert costs.totals.macs > sum(costs.layer(n, "macs", {}) for n in costs.layers)
+    assert costs.totals.macs == pytest.approx(sum(costs.layer(n, "macs", {}) for n in costs.layers))
+    result = prune(lively(model), 0.3, round_to=2, example_inputs=inputs, verify=False)
+    assert {"attention", "apart.q", "apart.v"} & set(result.spec.layers)
+    assert result.plan.reached == pytest.approx(result.reached)
+
+
+def test_products_far_from_their_layers_do_not_hang_on_them():
+    class Gram(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(8, 24), nn.Linear(24, 8)
+
+        def forward(self, x):
+            x = self.two(self.one(x).relu())
+            return x @ x.transpose(1, 2)
+
+    costs = measured(Gram(), torch.rand(1, 5, 8))
+    assert costs.totals.macs - sum(costs.layer(n, "macs", {}) for n in costs.layers) == 5 * 5 * 8
 
 
 def test_linear_layers_count_every_position():
