@@ -1,22 +1,24 @@
 """Try a plan one step at a time: prune, train for a little, evaluate; keep the step or roll it back."""
 
-import sys
-
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
 from train_net import Trainer
 
 import d2prune
 from d2prune.config import read_config
+from d2prune.engine.command_line import run_command
 from d2prune.engine.settings import log_to
 from d2prune.plans import ablate, ablation_table, read_plan
 
 
 def main(args):
-    cfg = read_config(d2prune.get_cfg(), args.config_file, args.opts)
+    cfg = read_config(d2prune.get_cfg(), args.config_file, args.opts, args.imports)
     plan = read_plan(args.plan)
     default_setup(cfg, args)
     log_to(cfg)
-    print(ablation_table(ablate(cfg, plan, Trainer, args.allowed_drop, args.alone)))
+    table = ablation_table(ablate(cfg, plan, Trainer, args.allowed_drop, args.alone))
+    if comm.is_main_process():
+        print(table)
 
 
 if __name__ == "__main__":
@@ -24,7 +26,4 @@ if __name__ == "__main__":
     parser.add_argument("--plan", required=True, metavar="YAML", help="steps and the keys they set")
     parser.add_argument("--allowed-drop", type=float, default=2.0, metavar="AP", help="in points; default 2")
     parser.add_argument("--alone", action="store_true", help="start every step from the baseline")
-    try:
-        main(parser.parse_args())
-    except d2prune.PruneError as error:
-        sys.exit(f"ablate: {error}")
+    run_command(main, parser)

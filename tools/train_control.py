@@ -1,17 +1,16 @@
 """Train the unpruned baseline for as long as the pruned model was fine-tuned, and add its row."""
 
-import sys
-
 from detectron2.engine import default_argument_parser, default_setup
 from train_net import Trainer
 
 import d2prune
 from d2prune.config import read_config
+from d2prune.engine.command_line import run_command
 from d2prune.engine.finetuning import add_control
 
 
 def main(args):
-    cfg = read_config(d2prune.get_cfg(), args.config_file, args.opts)
+    cfg = read_config(d2prune.get_cfg(), args.config_file, args.opts, args.imports)
     default_setup(cfg, args)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
@@ -22,7 +21,4 @@ def main(args):
 if __name__ == "__main__":
     parser = default_argument_parser()
     parser.add_argument("--report", required=True, metavar="DIR", help="where pruning_report.json lies")
-    try:
-        main(parser.parse_args())
-    except d2prune.PruneError as error:
-        sys.exit(f"train_control: {error}")
+    run_command(main, parser)

@@ -11,10 +11,9 @@ from detectron2.modeling.backbone import FPN, Backbone, ResNet
 from detectron2.modeling.backbone.regnet import AnyNet
 from torch import nn
 
-from d2prune.errors import PruneError
+from d2prune.errors import MISFITS, PruneError
 
 logger = logging.getLogger(__name__)
-FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
 ASKED_SIZE = 256
 """Pixels a side that an unknown backbone is asked on: a multiple of any pyramid's largest stride."""
 
@@ -85,6 +84,6 @@ def _ask(backbone: nn.Module) -> None:
                 features = ghost(torch.empty(1, inputs, ASKED_SIZE, ASKED_SIZE, device="meta"))
             backbone._out_feature_channels.update({name: f.shape[1] for name, f in features.items()})
             return
-        except FAILURES as error:
+        except MISFITS as error:
             failures.append(error)
     logger.warning("output_shape() of %s may tell old widths: %s", type(backbone).__name__, failures[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +12,14 @@ from detectron2.engine import default_argument_parser, launch
 from d2prune.errors import PruneError
 
 
-def run_command(main: Callable[[Namespace], object]) -> None:
-    """Parses the command line and runs ``main(args)`` on every rank; a PruneError is one line."""
-    parser = default_argument_parser()
+def run_command(main: Callable[[Namespace], object], parser: ArgumentParser | None = None) -> None:
+    """Parses the command line and runs ``main(args)`` on every rank; a PruneError is one line.
+
+    Args:
+        main: what to run.
+        parser: Detectron2's default_argument_parser(), with a tool's own arguments added.
+    """
+    parser = parser or default_argument_parser()
     parser.add_argument(
         "--import", dest="imports", action="append", default=[], metavar="MODULE",
         help="a module that registers your data sets or models; may be given several times",

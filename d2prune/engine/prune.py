@@ -26,8 +26,8 @@ from d2prune.core.repeats import install, needed
 from d2prune.core.spec import PruneSpec, spec_of
 from d2prune.core.types import Coverage, Group, Proof, PrunePlan, Request, Totals
 from d2prune.core.verify import MisfitError, verify
-from d2prune.engine.trial import FAILURES, without_misfits
-from d2prune.errors import PruneError
+from d2prune.engine.trial import without_misfits
+from d2prune.errors import MISFITS, PruneError
 from d2prune.rebuild import prune_further
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -136,7 +136,7 @@ def prune_model(
         groups = find_groups(model, target)
     except PruneError:
         raise
-    except FAILURES:
+    except MISFITS:
         _check_inputs(model, target)
         raise
     costs = measure_model(model, target)
@@ -216,7 +216,7 @@ def _cut(model: Model, spec: PruneSpec, target: Target) -> Model:
         return pruned
     try:
         corrections = needed(copy.deepcopy(pruned).eval(), target.outputs)
-    except FAILURES as error:
+    except MISFITS as error:
         raise _misfit(error) from error
     install(pruned, corrections)
     recorded: PruneSpec = pruned.prune_spec  # type: ignore[assignment]
@@ -267,7 +267,7 @@ def _check_inputs(model: nn.Module, target: Target) -> None:
             target.outputs(copy.deepcopy(model).float().eval())
     except PruneError:
         raise
-    except FAILURES as error:
+    except MISFITS as error:
         shapes = tree_map(lambda v: tuple(v.shape) if isinstance(v, torch.Tensor) else v, target.inputs)
         raise PruneError(
             f"{type(model).__name__} does not run on example_inputs {shapes}: {error}; expected a tensor, or "
@@ -278,7 +278,7 @@ def _check_inputs(model: nn.Module, target: Target) -> None:
 def _measure_pruned(pruned: nn.Module, target: Target) -> Totals:
     try:
         return measure_model(pruned, target).totals
-    except FAILURES as error:
+    except MISFITS as error:
         raise _misfit(error) from error
 
 

@@ -20,11 +20,10 @@ from d2prune.adapters import Target
 from d2prune.core.spec import spec_of
 from d2prune.core.types import Group, PrunePlan
 from d2prune.core.verify import ALLOWED, compare
+from d2prune.errors import MISFITS
 from d2prune.rebuild import prune_further
 
 logger = logging.getLogger(__name__)
-FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
-"""What models raise when a width does not fit."""
 
 
 def without_misfits(
@@ -70,7 +69,7 @@ def _try(model: nn.Module, groups: Sequence[Group], some: Sequence[int], target:
     try:
         with torch.no_grad():
             errors = compare(model, prune_further(copy.deepcopy(model), spec), plan, spec, target.outputs)
-    except FAILURES as error:
+    except MISFITS as error:
         return f"without one of its channels the model does not run ({str(error)[:120]})"
     worst = max(errors, key=lambda name: errors[name])
     if errors[worst] <= ALLOWED or any(groups[i].inexact for i in some):
