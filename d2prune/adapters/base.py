@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from d2prune.adapters.shapes import refresh_shapes
 from d2prune.errors import PruneError
 
 Class = TypeVar("Class", bound=type)
-Size = tuple[int, int]
-
-PROOF_SIZE: Size = (192, 256)
-"""Height and width of the image that graphs are traced and proofs made on: both a multiple of 64,
-unequal so that swapped axes show, and small enough for float64 on a CPU."""
-
-TEST_SIZE: Size = (800, 1344)
-"""Detectron2's default test size (800, 1333), padded to 32: what costs are counted on by default."""
 
 
 class Adapter:
@@ -86,12 +77,6 @@ def unknown(part: nn.Module | None, role: str, expected: str) -> PruneError:
         f"no adapter knows the {role} {type(part).__name__}; expected {expected}: pass example_inputs= and "
         "forward_fn=, or register an adapter for the model"
     )
-
-
-def random_images(size: Size, count: int = 1) -> Tensor:
-    """(count, 3, H, W) noise of 0..255, the same each time."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(count, 3, *size, generator=generator) * 255
 
 
 def flatten(value: Any, name: str = "output") -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from d2prune.adapters.base import PROOF_SIZE, Adapter, flatten, random_images
-from d2prune.adapters.images import normalized
+from d2prune.adapters.base import Adapter, flatten
+from d2prune.adapters.images import PROOF_SIZE, normalized, random_images
 from d2prune.errors import PruneError
 
 logger = logging.getLogger(__name__)

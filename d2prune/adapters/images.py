@@ -1,11 +1,27 @@
-"""From raw pixels to a backbone's features, as Detectron2's meta-architectures go there."""
+"""Raw images, and the way from them to a backbone's features, as Detectron2's meta-architectures go it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Size = tuple[int, int]
+
+PROOF_SIZE: Size = (192, 256)
+"""Height and width of the image that graphs are traced and proofs made on: both a multiple of 64,
+unequal so that swapped axes show, and small enough for float64 on a CPU."""
+
+TEST_SIZE: Size = (800, 1344)
+"""Detectron2's default test size (800, 1333), padded to 32: what costs are counted on by default."""
+
+
+def random_images(size: Size, count: int = 1) -> Tensor:
+    """(count, 3, H, W) noise of 0..255, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, 3, *size, generator=generator) * 255
 
 
 def normalized(model: nn.Module, images: Tensor) -> Tensor:

@@ -11,11 +11,10 @@ from detectron2.modeling.backbone import FPN, Backbone, ResNet
 from detectron2.modeling.backbone.regnet import AnyNet
 from torch import nn
 
+from d2prune.adapters.images import PROOF_SIZE
 from d2prune.errors import MISFITS, PruneError
 
 logger = logging.getLogger(__name__)
-ASKED_SIZE = 256
-"""Pixels a side that an unknown backbone is asked on: a multiple of any pyramid's largest stride."""
 
 
 def refresh_shapes(model: nn.Module) -> None:
@@ -81,7 +80,7 @@ def _ask(backbone: nn.Module) -> None:
     for inputs in asked:
         try:
             with torch.no_grad():
-                features = ghost(torch.empty(1, inputs, ASKED_SIZE, ASKED_SIZE, device="meta"))
+                features = ghost(torch.empty(1, inputs, *PROOF_SIZE, device="meta"))
             backbone._out_feature_channels.update({name: f.shape[1] for name, f in features.items()})
             return
         except MISFITS as error:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from d2prune.adapters.base import PROOF_SIZE, TEST_SIZE, Size, find_adapter, flatten, random_images
+from d2prune.adapters.base import find_adapter, flatten
 from d2prune.adapters.generic import generic_adapter
+from d2prune.adapters.images import PROOF_SIZE, TEST_SIZE, Size, random_images
 
 
 class Target:

@@ -64,7 +64,7 @@ class Corrections(TorchFunctionMode):
         those further back: of (..., 3, 3, 32), heads are the second 3: what was stacked stands in front
         of what it was made of.
         """
-        known = [self._known(repeat, call.shape) for repeat in call.asked]
+        known = [self._known(call, place) for place in range(len(call.asked))]
         asked = [repeat.asked for repeat in call.asked]
         for way in product(*([*k, None] for k in known)) if any(known) else ():
             numbers = [a if c is None else _numbers(c) for a, c in zip(asked, way, strict=True)]
@@ -75,15 +75,17 @@ class Corrections(TorchFunctionMode):
                     changed = [c is not None for c in reversed(way)]
                     yield (sum(likeness) / len(chosen), len(chosen), changed), chosen, numbers
 
-    def _known(self, repeat: Repeat, shape: Numbers) -> list[Correction]:
+    def _known(self, call: Call, place: int) -> list[Correction]:
         """Those of a number; of a view also those of its parts: heads times pictures may be one size."""
+        repeat = call.asked[place]
         found = self.table.get(_key(repeat, repeat.size), [])
         if not found and repeat.kind == "view":
-            place, size = _key(repeat, 0)[:4], repeat.size
-            alike = [c for key, corrections in self.table.items() if key[:4] == place for c in corrections]
+            where, size = _key(repeat, 0)[:4], repeat.size
+            alike = [c for key, corrections in self.table.items() if key[:4] == where for c in corrections]
             parts = [c for c in alike if size * c.size % c.repeat.size == 0]
             found = [replace(c, given=(size * c.size // c.repeat.size,)) for c in parts]
-        likeliest = sorted(found, key=lambda c: _alike(c.repeat.beside, shape))
+            found = [c for c in found if not _read_off(call, place, c)]
+        likeliest = sorted(found, key=lambda c: _alike(c.repeat.beside, call.shape))
         return list({c.given: c for c in likeliest}.values())
 
 
@@ -95,6 +97,22 @@ def _alike(one: Numbers, two: Numbers) -> int:
 def _most(repeat: Repeat, shape: Numbers) -> int:
     """How like ``shape`` is to a view that names the number for something else."""
     return max((_alike(other, shape) for other in repeat.unlike), default=0)
+
+
+def _read_off(call: Call, place: int, part: Correction) -> bool:
+    """Whether a number is likelier read off a tensor, and right, than a part of one that was named.
+
+    With it as it is, -1 comes to what it came to then; corrected it does not.
+    """
+    asked = [repeat.asked for repeat in call.asked]
+    other = [*asked[:place], part.given, *asked[place + 1 :]]
+    if call.rest is None or not (call.fits(asked) and call.fits(other)):
+        return False
+    as_it_is, changed, then = (
+        shape[: part.repeat.dim] + shape[part.repeat.dim + 1 :]
+        for shape in (call.resolved(asked), call.resolved(other), part.repeat.beside)
+    )
+    return _alike(then, as_it_is) > _alike(then, changed)
 
 
 def install(model: nn.Module, corrections: Mapping[str, Sequence[Correction]]) -> None:

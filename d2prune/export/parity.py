@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from detectron2.structures import Instances, pairwise_iou
 from torch import Tensor
 
-from d2prune.adapters.base import random_images
+from d2prune.adapters.images import random_images
 from d2prune.errors import PruneError
 from d2prune.export.dense import DenseModel
 from d2prune.export.predictor import OnnxPredictor

@@ -135,6 +135,18 @@ def test_other_calls_stay_as_they_are(call):
     assert torch.equal(model(x), call(x)) and needed(model, lambda m: m(x)) == {}
 
 
+HEADS = Correction(Repeat("view", 3, 0, 8, (8,), hole=2, beside=(8, 5, 6)), 4, (4,))
+
+
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_heads_times_pictures_are_corrected_but_not_what_was_read_off(pictures):
+    x = torch.rand(4 * pictures, 30)
+    for call in (lambda x: x.view(8 * pictures, 5, -1), lambda x: x.view(x.shape[0], 5, -1)):
+        model = Calls(call)
+        install(model, {"": (HEADS,)})
+        assert torch.equal(model(x), x.view(4 * pictures, 5, 6))
+
+
 def test_installing_again_replaces():
     model = Calls(lambda x: x)
     install(model, {"": (VIEW,)})
