@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 
 import torch
@@ -12,6 +11,7 @@ from detectron2.modeling.backbone.regnet import AnyNet
 from torch import nn
 
 from d2prune.adapters.images import PROOF_SIZE
+from d2prune.core.copies import on_meta
 from d2prune.errors import MISFITS, PruneError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _refresh_fpn(fpn: nn.Module) -> None:
 
 def _ask(backbone: nn.Module) -> None:
     """Any other backbone runs on the meta device, where nothing is computed, to show its widths."""
-    ghost = copy.deepcopy(backbone).to("meta").eval()
+    ghost = on_meta(backbone).eval()
     # Modules need not be registered in the order of their use; what reads pictures reads few channels.
     asked = sorted({m.in_channels for m in ghost.modules() if isinstance(m, nn.Conv2d)} or {3})
     failures = []

@@ -41,12 +41,14 @@ def groups_of(trace: Traced) -> tuple[Group, ...]:
     inexact = _by_root(trace.book.inexact, roots)
     inner = _inner(trace, roots)
     mentioned = _places(enumerate(trace.repeats.values()), roots)
+    makes = {site for site, axis in axes.items() if axis.makes(site[1])}
+    reads = {site for site, axis in axes.items() if site[1] == "in" or isinstance(axis.layer, Tensor)}
     alike: dict[tuple[Any, ...], list[Unit]] = defaultdict(list)
     for root, unit in _places(((site, axis.ids) for site, axis in axes.items()), roots).items():
-        made = any(axes[site].makes(site[1]) for site in unit)
-        if not made and all(s[1] == "in" or isinstance(axes[s].layer, Tensor) for s in unit):
+        made = not makes.isdisjoint(unit)
+        if not made and reads.issuperset(unit):
             continue
-        read = root in inner or any(s[1] == "in" or isinstance(axes[s].layer, Tensor) for s in unit)
+        read = root in inner or not reads.isdisjoint(unit)
         why = kept.get(root) or ("" if read else "nothing that was traced reads them") if made else UNMADE
         places = [*unit.items(), *mentioned.get(root, {}).items()]
         cuts = frozenset((key, len(positions)) for key, positions in places)
@@ -58,12 +60,18 @@ def groups_of(trace: Traced) -> tuple[Group, ...]:
 
 
 def _places(labelled: Iterable[tuple[Any, Ids]], roots: Ids) -> dict[int, dict[Any, list[int]]]:
-    """For every unit, where on each labelled dimension it is."""
-    units: dict[int, dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
+    """For every unit, where on each labelled dimension it is; units in the order of their first places."""
+    units: dict[int, dict[Any, list[int]]] = defaultdict(dict)
     for key, ids in labelled:
-        for position, root in enumerate(roots[ids].tolist()):
-            if root:
-                units[root][key].append(position)
+        found = roots[ids]
+        order = np.argsort(found, kind="stable")
+        starts = np.flatnonzero(np.diff(found[order], prepend=-1))
+        ends = [*starts[1:].tolist(), len(order)]
+        parts = sorted(zip(order[starts].tolist(), starts.tolist(), ends, strict=True))
+        places = order.tolist()
+        for first, start, end in parts:
+            if root := int(found[first]):
+                units[root][key] = places[start:end]
     return units
 
 

@@ -49,13 +49,15 @@ def _norms(model: nn.Module, member: Member) -> Scores | None:
     weight = getattr(layer, "weight", None)
     if layout_of(layer) is not None:
         weight, dim = tensors_on(layer, member.axis)[0]
-        rows = weight.detach().movedim(dim, 0).reshape(weight.shape[dim], -1)
+        rows = weight.detach().movedim(dim, 0).unsqueeze(-1)
     elif isinstance(weight, Tensor):
         rows = _channels_first(layer, weight.detach(), member)
     else:
         return None
-    squares = rows.double().flatten(1).square().sum(1).cpu().numpy()
-    norms: Scores = np.sqrt(squares[member.indices].sum(1))
+    others = tuple(range(1, rows.dim()))
+    precise = torch.promote_types(rows.dtype, torch.float32)
+    lengths = torch.linalg.vector_norm(rows, dim=others, dtype=precise).double().cpu().numpy()
+    norms: Scores = np.sqrt(np.square(lengths)[member.indices].sum(1))
     return norms
 
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from d2prune.adapters import Target
 from d2prune.core.choices import Ask, decide
 from d2prune.core.constraints import rooms
+from d2prune.core.copies import in_float32, on_meta
 from d2prune.core.costs import CostModel, measure
 from d2prune.core.coverage import UNREACHED, coverage
 from d2prune.core.graph import trace_groups
@@ -226,7 +227,7 @@ def _cut(model: Model, spec: PruneSpec, target: Target) -> Model:
 
 def find_groups(model: nn.Module, target: Target) -> tuple[Group, ...]:
     """Groups of channels that go together; traced in float32 on a copy, autocast off."""
-    return trace_groups(copy.deepcopy(model).float().eval(), target.outputs)
+    return trace_groups(in_float32(model), target.outputs)
 
 
 def _warn_missed(request: Request, reached: float) -> None:
@@ -256,7 +257,8 @@ def _check_model(model: nn.Module) -> None:
     layers = {name: module for name, module in model.named_modules() if is_layer(module)}
     statistics = ((f"{n}.{b}", t) for n, m in layers.items() for b, t in m.named_buffers(recurse=False))
     for name, tensor in (*model.named_parameters(), *statistics):
-        if not torch.isfinite(tensor).all():
+        # A finite sum has finite terms, and is had in one pass.
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
             raise PruneError(f"{name} is not finite; refusing to prune")
 
 
@@ -264,7 +266,7 @@ def _check_inputs(model: nn.Module, target: Target) -> None:
     """The model runs as it is: if not, that is what is wrong, and not the trace."""
     try:
         with torch.no_grad():
-            target.outputs(copy.deepcopy(model).float().eval())
+            target.outputs(in_float32(model))
     except PruneError:
         raise
     except MISFITS as error:
@@ -291,13 +293,9 @@ def _misfit(error: Exception) -> MisfitError:
 
 def measure_model(model: nn.Module, target: Target) -> CostModel:
     """Costs of one image; counted on the meta device, at no cost for any size, where the model runs there."""
-
     # The counter hooks the backward pass of modules that are called with parameters, even without gradients.
-    def counted() -> nn.Module:
-        return copy.deepcopy(model).eval().requires_grad_(False)
-
     try:
-        return measure(counted().to("meta"), target.inference)
+        return measure(on_meta(model).eval().requires_grad_(False), target.inference)
     except (NotImplementedError, RuntimeError) as error:
         logger.info("counting on the model's own device: it does not run on meta (%s)", error)
-        return measure(counted(), target.inference)
+        return measure(copy.deepcopy(model).eval().requires_grad_(False), target.inference)

@@ -1,0 +1,34 @@
+"""Copies of models that do not copy what is not needed."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def on_meta(model: Model) -> Model:
+    """A copy on the meta device: sizes without values, which take neither time nor memory."""
+    return copy.deepcopy(model, {id(t): _sizes_of(t) for t in _tensors(model)})
+
+
+def in_float32(model: Model) -> Model:
+    """A copy in float32, in eval mode, that shares its weights with ``model`` where they are float32 already.
+
+    For runs that change no weight; statistics are copied.
+    """
+    shared = {id(p): p for p in model.parameters() if p.dtype == torch.float32}
+    return copy.deepcopy(model, shared).float().eval()
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _sizes_of(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
