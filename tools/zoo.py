@@ -58,7 +58,9 @@ def _child(option: str, name: str, timeout: int) -> object:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
         return f"no result in {timeout} s"
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else done.stderr[-200:]
+    if done.returncode:
+        return (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1][:120]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":
