@@ -17,7 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from d2prune.core.layers import (
     ConvNd,
@@ -84,7 +85,7 @@ def measure(
         if type(module) is nn.MultiheadAttention:  # does not call its projection
             positions[module.out_proj] += _positions(module, inputs[0], output)
 
-    counter = FlopCounterMode(display=False)
+    counter = _Counter()
     products = _Products(counter, names)
     hooks = [m.register_forward_hook(count) for m in names if has_inputs(m)]
     hooks += [m.register_forward_pre_hook(products.before) for m in names if has_inputs(m)]
@@ -98,7 +99,28 @@ def measure(
     params = sum(p.numel() for p in model.parameters())
     layers = {n: products.laid_on(m, _layer(m, n, positions[m])) for m, n in names.items() if is_layer(m)}
     layers.update(_bare_parameters(model, layers))
-    return CostModel(layers, Totals(params, counter.get_total_flops() // 2))
+    return CostModel(layers, Totals(params, counter.macs()))
+
+
+class _Counter(TorchDispatchMode):
+    """MACs by operator, by PyTorch's own formulas (its FlopCounterMode also follows modules and gradients)."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._flops: Counter[Any] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        operator = func._overloadpacket
+        if operator in flop_registry:
+            self._flops[operator] += flop_registry[operator](*args, **kwargs, out_val=out)
+        return out
+
+    def macs(self, operators: Collection[Any] | None = None) -> int:
+        """Those of some operators, or of all."""
+        chosen = self._flops if operators is None else operators
+        return sum(int(self._flops[operator]) for operator in chosen) // 2
 
 
 class _Products:
@@ -109,7 +131,7 @@ class _Products:
     projection. The MACs are linear in the sum of these widths, whichever of them shrink.
     """
 
-    def __init__(self, counter: FlopCounterMode, names: Mapping[nn.Module, str]) -> None:
+    def __init__(self, counter: _Counter, names: Mapping[nn.Module, str]) -> None:
         self._counter, self._names = counter, names
         self._multiplied = 0
         self._makers: list[nn.Module] = []
@@ -122,12 +144,12 @@ class _Products:
         """A layer is called; it reads what was multiplied since the last one."""
         if self._attention is not None:
             return
-        macs = self._now(PRODUCTS) - self._multiplied
+        macs = self._counter.macs(PRODUCTS) - self._multiplied
         if macs:
             self._lay(macs, self._makers, module)
             self._makers = []
         if isinstance(module, nn.MultiheadAttention):
-            self._attention, self._at_entry = module, self._now()
+            self._attention, self._at_entry = module, self._counter.macs()
 
     def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """A layer has been called; it may have made factors of the next product."""
@@ -136,9 +158,9 @@ class _Products:
             self._attention = None
             weights = sum(p.numel() for p in module.parameters() if p.dim() == 2)
             linear = weights * _positions(module, inputs[0], output) if inputs else 0
-            self._lay(self._now() - self._at_entry - linear, [module], attention.out_proj)
+            self._lay(self._counter.macs() - self._at_entry - linear, [module], attention.out_proj)
         if self._attention is None:
-            self._multiplied = self._now(PRODUCTS)
+            self._multiplied = self._counter.macs(PRODUCTS)
             self._makers = [m for m in self._makers if self._parent(m) == self._parent(module)] + [module]
 
     def laid_on(self, module: nn.Module, cost: LayerCost) -> LayerCost:
@@ -154,12 +176,6 @@ class _Products:
 
     def _parent(self, module: nn.Module) -> str:
         return self._names[module].rpartition(".")[0]
-
-    def _now(self, operators: Collection[Any] | None = None) -> int:
-        counts = self._counter.get_flop_counts().get("Global", {})
-        return (
-            sum(int(n) for operator, n in counts.items() if operators is None or operator in operators) // 2
-        )
 
 
 def _bare_parameters(model: nn.Module, layers: Mapping[str, LayerCost]) -> dict[str, LayerCost]:

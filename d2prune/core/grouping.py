@@ -50,9 +50,9 @@ def groups_of(trace: Traced) -> tuple[Group, ...]:
             continue
         read = root in inner or not reads.isdisjoint(unit)
         why = kept.get(root) or ("" if read else "nothing that was traced reads them") if made else UNMADE
-        places = [*unit.items(), *mentioned.get(root, {}).items()]
-        cuts = frozenset((key, len(positions)) for key, positions in places)
-        alike[(cuts, why, inexact.get(root, ""), root in inner)].append({**unit, **mentioned.get(root, {})})
+        places = {**unit, **mentioned.get(root, {})}  # keys in one order for all units
+        cuts = (tuple(places), tuple(map(len, places.values())))
+        alike[(cuts, why, inexact.get(root, ""), root in inner)].append(places)
     rank = {path: i for i, path in enumerate(dict.fromkeys(path for path, _ in axes))}
     names = [(module, repeat) for module, repeat, _ in trace.repeats]
     groups = [_group(units, axes, rank, names, *about) for (_, *about), units in alike.items()]

@@ -293,9 +293,8 @@ def _misfit(error: Exception) -> MisfitError:
 
 def measure_model(model: nn.Module, target: Target) -> CostModel:
     """Costs of one image; counted on the meta device, at no cost for any size, where the model runs there."""
-    # The counter hooks the backward pass of modules that are called with parameters, even without gradients.
     try:
-        return measure(on_meta(model).eval().requires_grad_(False), target.inference)
+        return measure(on_meta(model).eval(), target.inference)
     except (NotImplementedError, RuntimeError) as error:
         logger.info("counting on the model's own device: it does not run on meta (%s)", error)
-        return measure(copy.deepcopy(model).eval().requires_grad_(False), target.inference)
+        return measure(copy.deepcopy(model).eval(), target.inference)
