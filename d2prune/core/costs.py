@@ -103,7 +103,7 @@ def measure(
 
 
 class _Counter(TorchDispatchMode):
-    """MACs by operator, by PyTorch's own formulas (its FlopCounterMode also follows modules and gradients)."""
+    """MACs by operator, by PyTorch's formulas; its own counter also follows modules and gradients."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
