@@ -84,7 +84,8 @@ class Corrections(TorchFunctionMode):
             alike = [c for key, corrections in self.table.items() if key[:4] == where for c in corrections]
             parts = [c for c in alike if size * c.size % c.repeat.size == 0]
             found = [replace(c, given=(size * c.size // c.repeat.size,)) for c in parts]
-            found = [c for c in found if not _read_off(call, place, c)]
+            if _read_off(call, place, found):
+                return []
         likeliest = sorted(found, key=lambda c: _alike(c.repeat.beside, call.shape))
         return list({c.given: c for c in likeliest}.values())
 
@@ -99,20 +100,23 @@ def _most(repeat: Repeat, shape: Numbers) -> int:
     return max((_alike(other, shape) for other in repeat.unlike), default=0)
 
 
-def _read_off(call: Call, place: int, part: Correction) -> bool:
+def _read_off(call: Call, place: int, parts: Sequence[Correction]) -> bool:
     """Whether a number is likelier read off a tensor, and right, than a part of one that was named.
 
-    With it as it is, -1 comes to what it came to then; corrected it does not.
+    With it as it is, -1 comes to what it came to where that was named; corrected it does not.
     """
     asked = [repeat.asked for repeat in call.asked]
-    other = [*asked[:place], part.given, *asked[place + 1 :]]
-    if call.rest is None or not (call.fits(asked) and call.fits(other)):
+    others = [[*asked[:place], c.given, *asked[place + 1 :]] for c in parts]
+    if call.rest is None or not all(call.fits(numbers) for numbers in (asked, *others)):
         return False
-    as_it_is, changed, then = (
-        shape[: part.repeat.dim] + shape[part.repeat.dim + 1 :]
-        for shape in (call.resolved(asked), call.resolved(other), part.repeat.beside)
-    )
-    return _alike(then, as_it_is) > _alike(then, changed)
+
+    def likeness(part: Correction, numbers: Sequence[Numbers]) -> int:
+        dim, now, then = part.repeat.dim, call.resolved(numbers), part.repeat.beside
+        return _alike(then[:dim] + then[dim + 1 :], now[:dim] + now[dim + 1 :])
+
+    as_it_is = [likeness(part, asked) for part in parts]
+    changed = [likeness(part, numbers) for part, numbers in zip(parts, others, strict=True)]
+    return max(as_it_is, default=0) > max(changed, default=0)
 
 
 def install(model: nn.Module, corrections: Mapping[str, Sequence[Correction]]) -> None:
@@ -126,11 +130,17 @@ def install(model: nn.Module, corrections: Mapping[str, Sequence[Correction]]) -
 
 
 def needed(model: nn.Module, run: Callable[[nn.Module], object]) -> dict[str, tuple[Correction, ...]]:
-    """Those of ``model``'s corrections that ``run(model)`` makes use of; other code follows by itself."""
+    """Those of ``model``'s corrections that ``run(model)`` makes use of; other code follows by itself.
+
+    With each of them those of the same number in other views: they tell what else it may not mean.
+    """
     modes = _installed(model)
     with torch.no_grad():
         run(model) if modes else None
-    used = {name: [c for cs in mode.table.values() for c in cs if c in mode.used] for name, mode in modes}
+    used = {}
+    for name, mode in modes:
+        keys = {_key(c.repeat, c.size) for c in mode.used}
+        used[name] = [c for key, corrections in mode.table.items() for c in corrections if key in keys]
     return {name: tuple(corrections) for name, corrections in used.items() if corrections}
 
 

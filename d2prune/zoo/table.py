@@ -19,8 +19,9 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
+    peer = "works" if row.peer == OK else row.peer
     if row.refused:
-        return (row.name, f"refused: {row.refused}", *[""] * (len(HEAD) - 3), row.peer)
+        return (row.name, f"refused: {row.refused}", *[""] * (len(HEAD) - 3), peer)
     return (
         row.name,
         f"−{row.macs:.1%}",
@@ -30,5 +31,5 @@ def _cells(row: Row) -> tuple[str, ...]:
         *("yes" if text == OK else text for text in (row.runs, row.trains, row.reloads)),
         f"{row.seconds:.1f}",
         f"{row.peak_gb:.1f}",
-        "works" if row.peer == OK else row.peer,
+        peer,
     )

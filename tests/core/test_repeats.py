@@ -147,6 +147,21 @@ def test_heads_times_pictures_are_corrected_but_not_what_was_read_off(pictures):
         assert torch.equal(model(x), x.view(4 * pictures, 5, 6))
 
 
+def test_a_half_of_a_width_is_not_halved_again():
+    """The code of transformers' DPT: heads left to -1, in views before and after a product."""
+
+    def call(x):
+        x = x.view(1, -1, 3, 8).transpose(1, 2)
+        return x.reshape(1, -1, 5, x.shape[3])
+
+    views = [Repeat("view", 4, 3, 8, (8,), 1, beside) for beside in ((1, 5, 3, 8), (1, 3, 5, 8))]
+    corrections = tuple(Correction(view, 4, (4,)) for view in views)
+    x, model = torch.rand(1, 5, 12), Calls(call)
+    install(model, {"": corrections})
+    install(model, needed(model, lambda m: m(x)))
+    assert torch.equal(model(x), x.view(1, 5, 3, 4).transpose(1, 2))
+
+
 def test_installing_again_replaces():
     model = Calls(lambda x: x)
     install(model, {"": (VIEW,)})
