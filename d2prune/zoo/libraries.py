@@ -37,7 +37,7 @@ def _transformers(kind: str, size: int, options: Mapping[str, Any]) -> nn.Module
     model_class = getattr(library, kind)
     config = model_class.config_class(**options)
     if hasattr(config, "image_size"):
-        config.image_size = size
+        config.image_size = size if isinstance(config.image_size, int) else [size, size]
     model: nn.Module = model_class(config)
     return model
 
