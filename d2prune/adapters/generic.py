@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from d2prune.adapters.base import Adapter, flatten
 from d2prune.adapters.images import PROOF_SIZE, normalized, random_images
+from d2prune.core.copies import in_float32
 from d2prune.errors import PruneError
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def generic_adapter(model: nn.Module) -> GenericAdapter:
     has_backbone = isinstance(getattr(model, "backbone", None), nn.Module)
     for run in (_run_whole, _run_backbone) if has_backbone else (_run_whole,):
         try:
-            adapter = GenericAdapter(run, _observe(copy.deepcopy(model).float().eval(), run))
+            adapter = GenericAdapter(run, _observe(in_float32(model), run))
             with torch.no_grad():
                 adapter.dense(*_ready(copy.deepcopy(model).double().eval()), training_branches=True)
         except Exception as error:  # a model may raise anything when called in a way it does not know

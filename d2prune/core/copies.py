@@ -13,7 +13,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def on_meta(model: Model) -> Model:
     """A copy on the meta device: sizes without values, which take neither time nor memory."""
-    return copy.deepcopy(model, {id(t): _sizes_of(t) for t in _tensors(model)})
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): _sizes_of(tensor) for tensor in tensors})
 
 
 def in_float32(model: Model) -> Model:
@@ -23,10 +24,6 @@ def in_float32(model: Model) -> Model:
     """
     shared = {id(p): p for p in model.parameters() if p.dtype == torch.float32}
     return copy.deepcopy(model, shared).float().eval()
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
 
 
 def _sizes_of(tensor: Tensor) -> Tensor:

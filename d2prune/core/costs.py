@@ -87,9 +87,9 @@ def measure(
 
     counter = _Counter()
     products = _Products(counter, names)
-    hooks = [m.register_forward_hook(count) for m in names if has_inputs(m)]
-    hooks += [m.register_forward_pre_hook(products.before) for m in names if has_inputs(m)]
-    hooks += [m.register_forward_hook(products.after) for m in names if has_inputs(m)]
+    reading = [m for m in names if has_inputs(m)]
+    hooks = [m.register_forward_pre_hook(products.before) for m in reading]
+    hooks += [m.register_forward_hook(hook) for m in reading for hook in (count, products.after)]
     try:
         with torch.no_grad(), unfused_attention(), sdpa_kernel(SDPBackend.MATH), counter:
             run(model)

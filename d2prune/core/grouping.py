@@ -35,12 +35,6 @@ class Traced(Protocol):
     repeats: dict[tuple[str, Repeat, bytes], Ids]
 
 
-def groups_of(trace: Traced) -> tuple[Group, ...]:
-    """Units that cut the same axes by the same amounts form one group."""
-    with _uncollected():
-        return _groups_of(trace)
-
-
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Many small objects are made, and all are kept: looking for garbage takes half of the time."""
@@ -53,7 +47,9 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _groups_of(trace: Traced) -> tuple[Group, ...]:
+@_uncollected()
+def groups_of(trace: Traced) -> tuple[Group, ...]:
+    """Units that cut the same axes by the same amounts form one group."""
     roots = trace.book.roots()
     axes = {site: axis for site, axis in trace.axes.items() if site[0] in trace.touched}
     kept = _by_root([*trace.book.outputs, *trace.book.kept], roots)

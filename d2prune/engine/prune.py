@@ -168,7 +168,7 @@ def _prune_groups(
         spec, pruned, after, reached = _carried_out(model, decided, costs, request, target)
         if abs(reached - decided.reached) <= TOLERANCE or abs(reached - request.amount) <= TOLERANCE:
             break
-        # Products of activations became cheaper, too, which no layer's width foretells.
+        # Some products of activations became cheaper, too, than the layers' widths foretold.
         asked = dataclasses.replace(asked, amount=asked.amount * request.amount / reached)
     if ask is not None:
         decided = decide(decided, scores, spaces, costs, request, ask)
