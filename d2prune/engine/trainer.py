@@ -15,6 +15,7 @@ from d2prune.checkpoint import PruningCheckpointer, build_model
 from d2prune.engine import finetuning
 from d2prune.engine.pruning_run import run_prune
 from d2prune.engine.settings import check_modes, log_to
+from d2prune.engine.sparsity import penalties
 from d2prune.modeling.basic_block import separate_norms
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class PruningMixin(_Trainer):
         for hook in made:
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.checkpointer = as_pruning(hook.checkpointer, self._save_struct)
-        return made
+        return [*penalties(self.cfg), *made]
 
 
 def as_pruning(value: DetectionCheckpointer, save_struct: bool) -> DetectionCheckpointer:
