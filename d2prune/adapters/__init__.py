@@ -10,6 +10,7 @@ from d2prune.adapters import (  # noqa: F401  (they register)
     solov2,
 )
 from d2prune.adapters.base import Adapter, find_adapter, register_adapter
+from d2prune.adapters.images import padding_step
 from d2prune.adapters.target import Target, padded_size
 
-__all__ = ["Adapter", "Target", "find_adapter", "padded_size", "register_adapter"]
+__all__ = ["Adapter", "Target", "find_adapter", "padded_size", "padding_step", "register_adapter"]

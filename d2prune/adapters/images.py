@@ -33,12 +33,19 @@ def normalized(model: nn.Module, images: Tensor) -> Tensor:
     return (images - model.pixel_mean) / model.pixel_std
 
 
+def padding_step(model: nn.Module) -> int:
+    """What Detectron2's models pad height and width to a multiple of, in pixels; 1 without a backbone."""
+    backbone = getattr(model, "backbone", None)
+    step = getattr(backbone, "size_divisibility", 0)
+    return int(getattr(backbone, "padding_constraints", {}).get("size_divisibility", step)) or 1
+
+
 def padded(model: nn.Module, images: Tensor) -> Tensor:
     """Normalizes (N, 3, H, W) raw pixels, and pads to the multiple that the backbone's levels need.
 
     Squares, to which some backbones pad besides, are left out: they only make a proof slow.
     """
-    step = int(model.backbone.size_divisibility) or 1
+    step = padding_step(model)
     below, right = (-size % step for size in images.shape[-2:])
     return F.pad(normalized(model, images), (0, right, 0, below))
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from d2prune.adapters.base import find_adapter, flatten
 from d2prune.adapters.generic import generic_adapter
-from d2prune.adapters.images import PROOF_SIZE, TEST_SIZE, Size, random_images
+from d2prune.adapters.images import PROOF_SIZE, TEST_SIZE, Size, padding_step, random_images
 
 
 class Target:
@@ -56,7 +56,7 @@ class Target:
 
 def padded_size(model: nn.Module, size: Size) -> Size:
     """(height, width) in pixels, padded to what the backbone asks for, as Detectron2's models pad."""
-    step = getattr(getattr(model, "backbone", None), "size_divisibility", 0) or 1
+    step = padding_step(model)
     height, width = (-(-side // step) * step for side in size)
     return height, width
 

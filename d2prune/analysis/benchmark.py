@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.structures import ImageList
 from torch import nn
 
-from d2prune.adapters import find_adapter
+from d2prune.adapters import find_adapter, padding_step
 from d2prune.analysis.machine import is_accelerator
 from d2prune.errors import PruneError
 
@@ -135,9 +135,8 @@ def _dense_call(model: nn.Module, batch: Batch) -> Callable[[], Any]:
             "end, or register one with @d2prune.register_adapter"
         )
     weight = next(model.parameters())
-    stride = getattr(getattr(model, "backbone", None), "size_divisibility", 0)
     pixels = [entry["image"].to(weight) for entry in batch]
-    images = ImageList.from_tensors(pixels, stride).tensor
+    images = ImageList.from_tensors(pixels, padding_step(model)).tensor
     return lambda: adapter.dense(model, images, training_branches=False)
 
 

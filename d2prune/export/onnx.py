@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.export import Dim
 
+from d2prune.adapters import padding_step
 from d2prune.errors import PruneError
 from d2prune.export.decode import decoder_of
 from d2prune.export.dense import DenseModel
@@ -24,7 +25,6 @@ from d2prune.export.settings import (
     Settings,
     describe,
     from_json,
-    size_divisibility,
     to_json,
 )
 from d2prune.files import whole_file
@@ -81,7 +81,7 @@ def export_onnx(
     required("onnxscript")
     decoder_of(model)
     dense = DenseModel(model)
-    _check_size(size, size_divisibility(model))
+    _check_size(size, padding_step(model))
     network, names = _convert(dense, size)
     settings = describe(model, cfg, names)
     parity = check_parity(dense, OnnxPredictor(network, settings, REFERENCE), size, batch)
@@ -123,7 +123,7 @@ def _convert(dense: DenseModel, size: Size) -> tuple[bytes, list[str]]:
     The exporter is the torch.export-based one: it proves which extents are free, where the older
     one, deprecated, bakes in whatever sizes Python saw. The opset is the exporter's own default.
     """
-    step = size_divisibility(dense.model)
+    step = padding_step(dense.model)
     images = torch.zeros(2, 3, *size, device=next(dense.parameters()).device)
     with torch.no_grad():
         names = list(dense.outputs(images))

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
+from d2prune.adapters import padding_step
 from d2prune.errors import PruneError
 from d2prune.export.decode import decoder_of
 
@@ -44,17 +45,11 @@ def _input(model: nn.Module, cfg: CfgNode) -> Settings:
         "format": cfg.INPUT.FORMAT,
         "value_range": [0, 255],
         "pad_value": list(cfg.MODEL.PIXEL_MEAN),  # zero once normalised, as the eager model pads
-        "size_divisibility": size_divisibility(model),
+        "size_divisibility": padding_step(model),
         "square_size": model.backbone.padding_constraints.get("square_size", 0),
         "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
     }
-
-
-def size_divisibility(model: nn.Module) -> int:
-    """What the height and width of the network's input are multiples of, in pixels."""
-    constraints = model.backbone.padding_constraints
-    return max(1, constraints.get("size_divisibility", model.backbone.size_divisibility))
 
 
 def export_size(model: nn.Module, cfg: CfgNode) -> tuple[int, int]:
@@ -62,7 +57,7 @@ def export_size(model: nn.Module, cfg: CfgNode) -> tuple[int, int]:
 
     Every other size works as well as this one; it only has to be a usual one.
     """
-    step = size_divisibility(model)
+    step = padding_step(model)
     side = max(2, -(-cfg.INPUT.MIN_SIZE_TEST // step)) * step
     return side, side
 
