@@ -24,7 +24,7 @@ KEYS = {
     "TARGET": "macs", "AMOUNT": 0.5, "CRITERION": "magnitude", "ALLOCATION": "global", "RATIOS": [],
     "PROTECT": [], "INCLUDE": [], "MAX_RATIO": 0.75, "INPUT_SIZE": (), "VERIFY": True,
     "ALLOW_INEXACT": False, "KEEP_FROZEN": False, "SAVE_STRUCT": True, "TRUST_STRUCT": False,
-    "SPEC": "", "BASE": "", "ROUND_TO": 8, "PENALTY": 0.0,
+    "SPEC": "", "BASE": "", "ROUND_TO": 8, "FADE": 0.0,
 }  # fmt: skip
 
 UNTOUCHED = """

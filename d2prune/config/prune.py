@@ -31,8 +31,8 @@ def add_prune_config(cfg: CfgNode) -> None:
     keys.PRUNING.MAX_RATIO = 0.75
     # Widths are multiples of this (channels).
     keys.PRUNING.ROUND_TO = 8
-    # Above 0 (try 50): training lets fade what MODEL.PRUNE would take, by a weight decay that grows to this.
-    keys.PRUNING.PENALTY = 0.0
+    # Above 0 (try 0.01): training lets what MODEL.PRUNE would take fade to this fraction by its end.
+    keys.PRUNING.FADE = 0.0
     # (height, width) in pixels that MACs are counted on; empty: the config's test size.
     keys.PRUNING.INPUT_SIZE = ()
     # Prove that the pruned model equals the masked one (seconds; fails the run if it does not).

@@ -1,4 +1,4 @@
-"""MODEL.PRUNING.PENALTY: what a prune would take fades while the rest trains as usual."""
+"""MODEL.PRUNING.FADE: what a prune would take fades while the rest trains as usual."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tiny_runs import log_of, run_cfg, weights_of
 import d2prune
 from d2prune.checkpoint import read_checkpoint
 from d2prune.core.surgery import removed_by
-from d2prune.engine.sparsity import GrowingPenalty, penalties
+from d2prune.engine.fading import Fade, fading
 from d2prune.errors import PruneError
 
 SETTINGS = ("SOLVER.MAX_ITER", 4, "DATASETS.TEST", (), "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.001)
@@ -24,14 +24,14 @@ def trained(folder, baseline, *pairs, resume=False):
 
 
 def hook_of(trainer):
-    return next(hook for hook in trainer._hooks if isinstance(hook, GrowingPenalty))
+    return next(hook for hook in trainer._hooks if isinstance(hook, Fade))
 
 
 @pytest.fixture(scope="module")
 def faded(data, baseline, tmp_path_factory):
-    """(trainer, folder) of a training whose penalty is as strong as it can be."""
+    """(trainer, folder) of a training that leaves next to nothing of what goes."""
     folder = tmp_path_factory.mktemp("faded")
-    return trained(folder, baseline, "MODEL.PRUNING.PENALTY", 1e6), folder
+    return trained(folder, baseline, "MODEL.PRUNING.FADE", 1e-30), folder
 
 
 def test_what_goes_fades_and_the_rest_does_not(faded, baseline):
@@ -41,7 +41,7 @@ def test_what_goes_fades_and_the_rest_does_not(faded, baseline):
     for name, parameter in trainer.model.named_parameters():
         if name in marks:
             gone = marks[name] == 1
-            assert not parameter[gone].any()
+            assert parameter[gone].abs().max() < 1e-6
             assert parameter[~gone].abs().sum() > 0.5 * start[name].to(parameter.device)[~gone].abs().sum()
 
 
@@ -59,55 +59,53 @@ def test_what_faded_is_what_a_prune_takes_and_is_not_missed(faded):
 
 
 def test_the_log_says_how_many_weights_fade(faded):
-    assert "weights fade; the decay grows to 1e+06 within 2 of 4 iterations" in log_of(faded[1])
+    assert "weights fade to 1e-30 in 4 iterations" in log_of(faded[1])
 
 
-def test_the_penalty_grows_linearly_for_half_of_the_training(data, baseline, tmp_path):
-    class Seen(GrowingPenalty):
+def test_every_step_takes_the_same_share(data, baseline, tmp_path):
+    class Seen(Fade):
         def after_step(self):
-            parameter, mark, group = self._fading[0]
+            parameter, mark = self._fading[0]
             before = parameter.detach().clone()
             super().after_step()
-            left = (parameter[mark == 1] / before[mark == 1]).median().item()
-            shares.append((1 - left) / group["lr"])
+            left.append((parameter[mark == 1] / before[mark == 1]).median().item())
 
-    shares = []
+    left = []
     cfg = run_cfg(tmp_path, *SETTINGS, "MODEL.WEIGHTS", str(baseline))
-    penalised = cfg.clone()
-    penalised.MODEL.PRUNING.PENALTY = 100.0
+    faded = cfg.clone()
+    faded.MODEL.PRUNING.FADE = 0.0625
     trainer = d2prune.PruneTrainer(cfg)
     trainer.resume_or_load(resume=False)
-    trainer._hooks.insert(0, Seen(penalised))
-    trainer._hooks[0].trainer = trainer
+    trainer.register_hooks([Seen(faded)])
     trainer.train()
-    assert shares == pytest.approx([50, 100, 100, 100], rel=0.01)
+    assert left == pytest.approx([0.5] * 4)
 
 
 def test_a_resumed_training_goes_on_with_the_same_channels(data, baseline, tmp_path):
-    trained(tmp_path, baseline, "MODEL.PRUNING.PENALTY", 1.0, "SOLVER.MAX_ITER", 2)
-    kept = read_checkpoint(tmp_path / "model_final.pth")["trainer"]["hooks"]["GrowingPenalty"]["spec"]
-    harder = ("MODEL.PRUNING.PENALTY", 1.0, "MODEL.PRUNING.AMOUNT", 0.2)  # would choose others
-    again = trained(tmp_path, baseline, *harder, resume=True)
+    trained(tmp_path, baseline, "MODEL.PRUNING.FADE", 0.5, "SOLVER.MAX_ITER", 2)
+    kept = read_checkpoint(tmp_path / "model_final.pth")["trainer"]["hooks"]["Fade"]["spec"]
+    other = ("MODEL.PRUNING.FADE", 0.5, "MODEL.PRUNING.AMOUNT", 0.2)  # would choose others
+    again = trained(tmp_path, baseline, *other, resume=True)
     assert again.iter == 4 and hook_of(again)._spec.to_json() == kept
 
 
-def test_without_a_penalty_there_is_no_hook(tmp_path):
-    assert penalties(run_cfg(tmp_path)) == []
+def test_without_fading_there_is_no_hook(tmp_path):
+    assert fading(run_cfg(tmp_path)) == []
 
 
 def test_fine_tuning_goes_without_and_says_so(tmp_path, heard):
-    assert penalties(run_cfg(tmp_path, "MODEL.PRUNING.PENALTY", 50.0, "MODEL.FINETUNE", True)) == []
-    assert "PENALTY 50 is for the training before MODEL.PRUNE" in heard.text
+    assert fading(run_cfg(tmp_path, "MODEL.PRUNING.FADE", 0.01, "MODEL.FINETUNE", True)) == []
+    assert "FADE 0.01 is for the training before MODEL.PRUNE" in heard.text
 
 
-@pytest.mark.parametrize("penalty", [-1.0, float("nan"), float("inf")])
-def test_a_penalty_that_is_none_is_refused(tmp_path, penalty):
-    with pytest.raises(PruneError, match=f"MODEL.PRUNING.PENALTY is {penalty}; expected 0"):
-        penalties(run_cfg(tmp_path, "MODEL.PRUNING.PENALTY", penalty))
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_no_fraction_is_refused(tmp_path, fraction):
+    with pytest.raises(PruneError, match=f"MODEL.PRUNING.FADE is {fraction}; expected 0"):
+        fading(run_cfg(tmp_path, "MODEL.PRUNING.FADE", fraction))
 
 
 def test_an_optimizer_that_trains_nothing_of_it_is_refused(data, baseline, tmp_path):
-    cfg = run_cfg(tmp_path, *SETTINGS, "MODEL.WEIGHTS", str(baseline), "MODEL.PRUNING.PENALTY", 50.0)
+    cfg = run_cfg(tmp_path, *SETTINGS, "MODEL.WEIGHTS", str(baseline), "MODEL.PRUNING.FADE", 0.01)
     trainer = d2prune.PruneTrainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.optimizer.param_groups[0]["params"] = []
