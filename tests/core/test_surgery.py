@@ -11,12 +11,10 @@ import torch
 from d2prune.core.surgery import removed_by, resize
 from d2prune.engine.prune import prune
 
-NETS = {name: make for name, make in nets.CONVOLUTIONAL.items()}
 
-
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", nets.CONVOLUTIONAL)
 def test_marks_are_what_resizing_takes_out(name):
-    model = nets.lively(NETS[name]())
+    model = nets.lively(nets.CONVOLUTIONAL[name]())
     step = prune(model, 0.3, "channels", example_inputs=nets.images(), verify=False).step
     marks, small = removed_by(model, step), dict(resize(copy.deepcopy(model), step).named_parameters())
     assert marks
