@@ -11,7 +11,7 @@ from torch import nn
 
 import d2prune
 from d2prune.checkpoint import build_from_cfg, read_checkpoint
-from d2prune.engine.finetuning import after_prune, last_checkpoint
+from d2prune.engine.finetuning import after_prune, check_output_dir, last_checkpoint
 
 FROZEN = (".stem.", ".res2.")
 
@@ -125,3 +125,12 @@ def test_after_prune_changes_a_copy(tmp_path):
     tuning = after_prune(cfg)
     assert cfg.MODEL.PRUNE and cfg.MODEL.WEIGHTS == "x.pth"
     assert not tuning.MODEL.PRUNE and tuning.MODEL.WEIGHTS == str(tmp_path / "model_pruned.pth")
+
+
+def test_a_second_unpruned_model_is_set_aside_beside_the_first(tmp_path):
+    for number in (1, 2, 3):
+        torch.save({"model": {"w": torch.tensor(number)}}, tmp_path / "model_final.pth")
+        check_output_dir(run_cfg(tmp_path), resume=False)
+    assert len(list(tmp_path.glob("*.pth"))) == 3
+    for suffix, number in {"": 1, "_2": 2, "_3": 3}.items():
+        assert weights_of(tmp_path / f"model_final_unpruned{suffix}.pth")["w"] == number
