@@ -44,8 +44,9 @@ class Fade(HookBase):
     After T iterations they are FADE times what they were, but for what training gives back: each step
     multiplies them by ``FADE ** (1 / T)``. That is weight decay of what goes alone, as in Wang et al.,
     "Neural Pruning via Growing Regularization" (arXiv 2012.09243), but apart from the gradient, as in
-    AdamW, and at a rate that needs no tuning to learning rate or length. What goes is chosen before the
-    first step and kept in checkpoints, so that a resumed training goes on with the same.
+    AdamW. A longer training takes less in each step and gives back more, so it wants a smaller FADE.
+    What goes is chosen before the first step and kept in checkpoints, so that a resumed training goes
+    on with the same.
 
     The channels fade, they are not cut: the model is as wide as before, and any code can train it on.
     """
