@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +102,9 @@ def _same(one: str, other: str) -> bool:
 def _set_aside(final: Path) -> None:
     """Renames the unpruned model_final.pth that fine-tuning would replace, to a name not yet taken."""
     if final.is_file():
-        aside = final.with_name("model_final_unpruned.pth")
-        for number in count(2):
-            if not aside.exists():
-                break
+        aside, number = final.with_name("model_final_unpruned.pth"), 1
+        while aside.exists():
+            number += 1
             aside = final.with_name(f"model_final_unpruned_{number}.pth")
         os.replace(final, aside)
         logger.warning("'%s' is of an unpruned model: renamed to '%s'", final, aside.name)
