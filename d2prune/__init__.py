@@ -10,15 +10,15 @@ import d2prune.data  # noqa: F401  (registers the embedded data set)
 from d2prune.adapters import Adapter, register_adapter
 from d2prune.checkpoint import PruningCheckpointer, load, save
 from d2prune.config import add_prune_config, get_cfg
-from d2prune.core.importance import register_criterion
-from d2prune.core.layouts import register_layer
-from d2prune.core.spec import PruneSpec
+from d2prune.core.cut.spec import PruneSpec
+from d2prune.core.layers.registered import register_layer
+from d2prune.core.plan.criteria import register_criterion
 from d2prune.engine.detections import compare_detections
-from d2prune.engine.prune import PruneResult, prune
-from d2prune.engine.traceable import traceable
 from d2prune.engine.trainer import PruneTrainer, PruningMixin
 from d2prune.errors import PruneError
+from d2prune.pruning import PruneResult, prune
 from d2prune.rebuild import rebuild
+from d2prune.traceable import traceable
 
 try:
     __version__ = version("d2prune")  # setup.py holds it

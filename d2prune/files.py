@@ -11,7 +11,7 @@ from typing import IO, Any
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """Opens a temporary file that takes ``path``'s place when the block ends without an error.
 
     Args:

@@ -9,10 +9,10 @@ from typing import TypeVar
 from torch import nn
 
 from d2prune.adapters import Adapter, find_adapter
-from d2prune.core.layers import ConvNd, Keep, axis_width
-from d2prune.core.repeats import install
-from d2prune.core.spec import PruneSpec, compose
-from d2prune.core.surgery import resize
+from d2prune.core.cut.spec import PruneSpec, compose
+from d2prune.core.cut.surgery import resize
+from d2prune.core.layers.kinds import ConvNd, Keep, axis_width
+from d2prune.core.literals.corrections import install
 from d2prune.errors import PruneError
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from tiny_runs import write_coco
 
 from d2prune.modeling import HAS_ADELAIDET
+from tests.engine.tiny_runs import write_coco
 
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parents[1] / "shared"

@@ -11,9 +11,9 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 
 import d2prune
 from d2prune.engine.finetuning import prepare
-from d2prune.engine.prune import prune_model
-from d2prune.engine.settings import check_modes, request_from_cfg, target_from_cfg
+from d2prune.engine.settings import check_modes, request_from_cfg, trace_input_from_cfg
 from d2prune.modeling import basis_sem_from_instances
+from d2prune.pruning import prune_model
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ONE_STAGE = ("BlendMask", "FCOS-Detection")  # the others' configs are tested beside their models
@@ -66,7 +66,7 @@ def item(boxes, size=(96, 128)):
 def prune_and_train(cfg):
     """The road of MODEL.PRUNE and MODEL.FINETUNE without its files; returns the prune's result."""
     model = build_model(cfg).eval()
-    result = prune_model(model, request_from_cfg(cfg), target_from_cfg(cfg, model))
+    result = prune_model(model, request_from_cfg(cfg), trace_input_from_cfg(cfg, model))
     pruned = prepare(cfg, result.model, "the pruned model").train()
     optimizer = torch.optim.SGD(pruned.parameters(), lr=cfg.SOLVER.BASE_LR)
     batch = [item([[10.0, 12.0, 60.0, 70.0], [50.0, 20.0, 120.0, 90.0]]), item([[4.0, 4.0, 90.0, 80.0]])]

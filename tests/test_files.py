@@ -6,13 +6,13 @@ import os
 
 import pytest
 
-from d2prune.files import whole_file
+from d2prune.files import atomic_write
 
 
 def test_the_block_writes_text_and_bytes(tmp_path):
-    with whole_file(tmp_path / "a.txt") as file:
+    with atomic_write(tmp_path / "a.txt") as file:
         file.write("µ")
-    with whole_file(tmp_path / "b", "wb") as file:
+    with atomic_write(tmp_path / "b", "wb") as file:
         file.write(b"\x00")
     assert (tmp_path / "a.txt").read_bytes() == "µ".encode() and (tmp_path / "b").read_bytes() == b"\x00"
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "b"]
@@ -21,7 +21,7 @@ def test_the_block_writes_text_and_bytes(tmp_path):
 def test_others_see_the_file_before_until_the_end(tmp_path):
     path = tmp_path / "a"
     path.write_text("before")
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write("after")
         file.flush()
         assert path.read_text() == "before"
@@ -32,7 +32,7 @@ def test_others_see_the_file_before_until_the_end(tmp_path):
 def test_an_error_leaves_the_file_before(tmp_path, error):
     path = tmp_path / "a"
     path.write_text("before")
-    with pytest.raises(error), whole_file(path) as file:
+    with pytest.raises(error), atomic_write(path) as file:
         file.write("half")
         raise error
     assert path.read_text() == "before" and os.listdir(tmp_path) == ["a"]
@@ -41,7 +41,7 @@ def test_an_error_leaves_the_file_before(tmp_path, error):
 def test_the_umask_is_respected_and_kept(tmp_path):
     before = os.umask(0o027)
     try:
-        with whole_file(tmp_path / "a"):
+        with atomic_write(tmp_path / "a"):
             pass
         assert os.umask(0o027) == 0o027
     finally:
@@ -50,5 +50,5 @@ def test_the_umask_is_respected_and_kept(tmp_path):
 
 
 def test_a_missing_folder_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "missing" / "a"):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "missing" / "a"):
         pass

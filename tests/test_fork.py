@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from tiny_blendmask import SIDE, snapshot, tiny_cfg, tiny_model, tiny_prune
 from torch import nn
 
 import d2prune
 from d2prune import fork
-from d2prune.adapters import Target
+from d2prune.adapters import TraceInput
 from d2prune.errors import PruneError
 from d2prune.rebuild import spec_of_model
+from tests.tiny_blendmask import SIDE, snapshot, tiny_cfg, tiny_model, tiny_prune
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_checkpointer_knows_pruned_models(result, tmp_path):
 
 def test_dense_outputs_are_those_that_are_proved():
     model, images = tiny_model(), torch.rand(1, 3, SIDE, SIDE) * 255
-    want, got = Target(model).dense(model, images), fork.dense_outputs(model, images)
+    want, got = TraceInput(model).dense(model, images), fork.dense_outputs(model, images)
     assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in want)
     with pytest.raises(PruneError, match="no adapter for Linear"):
         fork.dense_outputs(nn.Linear(1, 1), images)

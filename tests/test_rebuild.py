@@ -7,13 +7,13 @@ import copy
 import pytest
 import torch
 from detectron2.modeling import build_model
-from tiny_blendmask import SIDE, equal, snapshot, tiny_cfg, tiny_model, tiny_prune
 
 import d2prune
-from d2prune.adapters import Target
-from d2prune.core.spec import PruneSpec
+from d2prune.adapters import TraceInput
+from d2prune.core.cut.spec import PruneSpec
 from d2prune.errors import PruneError
 from d2prune.rebuild import prune_further, spec_of_model
+from tests.tiny_blendmask import SIDE, equal, snapshot, tiny_cfg, tiny_model, tiny_prune
 
 LOSS = "MODEL.BASIS_MODULE.LOSS_ON"
 
@@ -56,11 +56,11 @@ def test_a_spec_that_went_through_json_rebuilds_alike(original, result):
 def test_a_model_on_meta_is_rebuilt_and_runs(result):
     with torch.device("meta"):
         model = build_model(tiny_cfg("MODEL.DEVICE", "meta"))
-    target = Target(model, count_size=(SIDE, SIDE))
-    wide = {name: tensor.shape for name, tensor in target.inference(model.eval()).items()}
+    trace_input = TraceInput(model, count_size=(SIDE, SIDE))
+    wide = {name: tensor.shape for name, tensor in trace_input.inference(model.eval()).items()}
     d2prune.rebuild(model, result.spec)
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
-    outputs = target.inference(model)
+    outputs = trace_input.inference(model)
     assert {name: tensor.shape for name, tensor in outputs.items()} == wide
     assert all(tensor.is_meta for tensor in outputs.values())
     assert shapes(model) == shapes(result.model)

@@ -10,7 +10,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
 from d2prune.config import get_cfg
-from d2prune.engine.prune import prune
+from d2prune.pruning import prune
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "BlendMask" / "digits_R_18.yaml"
 SIDE = 64

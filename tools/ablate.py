@@ -8,7 +8,7 @@ import d2prune
 from d2prune.config import read_config
 from d2prune.engine.command_line import run_command
 from d2prune.engine.settings import log_to
-from d2prune.plans import ablate, ablation_table, read_plan
+from d2prune.recipes import ablate, ablation_table, read_plan
 
 
 def main(args):

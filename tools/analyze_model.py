@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import d2prune
-from d2prune import plans
+from d2prune import recipes
 from d2prune.checkpoint import build_from_cfg, load_narrower, loading_table, read_checkpoint, write_checkpoint
 from d2prune.config import read_config
-from d2prune.engine.prune import find_groups
-from d2prune.engine.settings import target_from_cfg
+from d2prune.engine.settings import trace_input_from_cfg
+from d2prune.pruning import find_groups
 
 
 def parse_args(argv=None):
@@ -36,16 +36,16 @@ def main(args):
     model = build_from_cfg(cfg)
     if args.load:
         return load(args, model)
-    target = target_from_cfg(cfg, model)
+    target = trace_input_from_cfg(cfg, model)
     groups = find_groups(model, target)
-    print(plans.module_table(plans.grouped(plans.module_rows(model, target, groups), args.depth)))
-    asked = [plans.read_plan(path) for path in args.plan]
+    print(recipes.module_table(recipes.grouped(recipes.module_rows(model, target, groups), args.depth)))
+    asked = [recipes.read_plan(path) for path in args.plan]
     if asked:
-        print("\n" + plans.what_if_table([plans.what_if(cfg, plan, groups) for plan in asked]))
+        print("\n" + recipes.what_if_table([recipes.what_if(cfg, plan, groups) for plan in asked]))
     whole = model if args.execute else None
     for plan in asked if args.output else ():
         places = (args.config_file, args.opts, plan, args.output)
-        print("\n" + plans.write_plan(cfg, *places, whole, args.allow_inexact))
+        print("\n" + recipes.write_plan(cfg, *places, whole, args.allow_inexact))
 
 
 def load(args, model):

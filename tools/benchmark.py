@@ -8,10 +8,10 @@ import sys
 from detectron2.config import CfgNode
 
 import d2prune.data  # noqa: F401  registers the embedded data set
-from d2prune.analysis import environment, latency, latency_table, real_inputs
 from d2prune.checkpoint import build_from_cfg
 from d2prune.config import get_cfg, read_config
 from d2prune.errors import PruneError
+from d2prune.report import environment, latency, latency_table, real_inputs
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

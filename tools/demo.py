@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from d2prune.analysis import stage_table, verdict
-from d2prune.engine.record import read_report_json
+from d2prune.report import stage_table, verdict
+from d2prune.report.record import read_report_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/BlendMask/digits_R_18.yaml"

@@ -9,12 +9,12 @@ from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 
 import d2prune.data  # noqa: F401  registers the embedded data set
-from d2prune.analysis import real_inputs
 from d2prune.checkpoint import build_from_cfg
 from d2prune.config import get_cfg, read_config
 from d2prune.errors import PruneError
 from d2prune.export import FORMATS, average_precisions, exporter
 from d2prune.export.settings import export_size
+from d2prune.report import real_inputs
 
 MINI = "digits_val_mini"
 

@@ -5,7 +5,7 @@ import argparse
 import torch
 
 from d2prune.checkpoint import read_checkpoint
-from d2prune.files import whole_file
+from d2prune.files import atomic_write
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     args = parser.parse_args()
     weights = read_checkpoint(args.checkpoint)["model"]
     slim = {name: t.half() if t.is_floating_point() else t for name, t in weights.items()}
-    with whole_file(args.output, "wb") as file:
+    with atomic_write(args.output, "wb") as file:
         torch.save({"model": slim}, file)
     print(f"{args.output}: {len(slim)} tensors, {sum(t.numel() for t in slim.values()) / 1e6:.2f} M values")
 

@@ -10,8 +10,8 @@ import sys
 
 import torch
 
-from d2prune.files import whole_file
-from d2prune.zoo import ENTRIES, Row, markdown, measure_entry
+from d2prune.benchmarks import ENTRIES, Row, markdown, measure_entry
+from d2prune.files import atomic_write
 
 
 def main() -> None:
@@ -41,12 +41,12 @@ def main() -> None:
         print(markdown([row]).splitlines()[2], flush=True)
     print(f"{sum(row.green for row in rows)} of {len(rows)} are pruned, exact and work in every way")
     if args.output:
-        with whole_file(args.output) as file:
+        with atomic_write(args.output) as file:
             file.write(markdown(rows))
 
 
 def _peer(name: str) -> str:
-    from d2prune.zoo.peer import try_torch_pruning
+    from d2prune.benchmarks.peer import try_torch_pruning
 
     return try_torch_pruning(ENTRIES[name])
 

@@ -11,6 +11,6 @@ from d2prune.adapters import (  # noqa: F401  (they register)
 )
 from d2prune.adapters.base import Adapter, find_adapter, register_adapter
 from d2prune.adapters.images import padding_step
-from d2prune.adapters.target import Target, padded_size
+from d2prune.adapters.trace_input import TraceInput, padded_size
 
-__all__ = ["Adapter", "Target", "find_adapter", "padded_size", "padding_step", "register_adapter"]
+__all__ = ["Adapter", "TraceInput", "find_adapter", "padded_size", "padding_step", "register_adapter"]

@@ -18,9 +18,9 @@ from d2prune.adapters import find_adapter
 from d2prune.checkpoint.reader import kind_of, read_checkpoint, read_pickle
 from d2prune.checkpoint.refusals import missing, no_spec, other_model
 from d2prune.checkpoint.struct import UNPICKLABLE, Struct
-from d2prune.core.spec import PruneSpec
+from d2prune.core.cut.spec import PruneSpec
 from d2prune.errors import PruneError
-from d2prune.files import whole_file
+from d2prune.files import atomic_write
 from d2prune.modeling.basic_block import rename_separate_norms
 from d2prune.rebuild import spec_of_model
 
@@ -45,7 +45,7 @@ class _InertFiles(Checkpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Names the latest checkpoint; an interrupted write leaves the name before."""
-        with whole_file(Path(self.save_dir) / "last_checkpoint") as file:
+        with atomic_write(Path(self.save_dir) / "last_checkpoint") as file:
             file.write(last_filename_basename)
 
 
@@ -139,7 +139,7 @@ def _additions(model: nn.Module, with_struct: bool) -> dict[str, Any]:
 def write_checkpoint(data: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """torch.save, whole or not at all."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with whole_file(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         torch.save(data, file)
 
 

@@ -40,7 +40,7 @@ def load_narrower(model: nn.Module, weights: Mapping[str, Tensor], prefix: str =
 
     A tensor that is larger in some dimensions gives its leading rows and columns. These are the first
     channels, not the best, and where code concatenates channels they may be the wrong ones: to keep what
-    counts, prune instead (:func:`d2prune.plans.carry_out`).
+    counts, prune instead (:func:`d2prune.recipes.carry_out`).
 
     Args:
         model: changed in place.

@@ -18,7 +18,7 @@ from d2prune.checkpoint.checkpointer import PruningCheckpointer
 from d2prune.checkpoint.reader import read_spec
 from d2prune.checkpoint.refusals import check_base
 from d2prune.config import get_cfg
-from d2prune.core.spec import PruneSpec
+from d2prune.core.cut.spec import PruneSpec
 from d2prune.errors import PruneError
 from d2prune.rebuild import rebuild, spec_of_model
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 import torch
 
 from d2prune.checkpoint.refusals import missing
-from d2prune.core.spec import PruneSpec
+from d2prune.core.cut.spec import PruneSpec
 from d2prune.errors import PruneError
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import os
 
 from torch import nn
 
-from d2prune.core.spec import PruneSpec
+from d2prune.core.cut.spec import PruneSpec
 from d2prune.errors import PruneError
 
 Path = str | os.PathLike[str]

@@ -109,7 +109,7 @@ class Group:
             carry channels were found, which then stay.
         fixed: why it can't be pruned; empty when it can.
         inexact: why removal can't equal masking (LayerNorm); empty when it does.
-        inner: activations are multiplied with each other and summed over these channels (queries and
+        contracted: activations are multiplied with each other and summed over these channels (queries and
             keys, say), so besides weights that read them there are products that do.
         mentions: where the model's code names these channels by number.
     """
@@ -119,7 +119,7 @@ class Group:
     producers: tuple[str, ...]
     fixed: str = ""
     inexact: str = ""
-    inner: bool = False
+    contracted: bool = False
     mentions: tuple[Mention, ...] = ()
 
     @property
@@ -218,7 +218,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Proof:
-    """The verdict of :func:`d2prune.core.verify.verify`.
+    """The verdict of :func:`d2prune.core.cut.proof.verify`.
 
     Attributes:
         exact: masked equals pruned, and the control shows that the test can fail.

@@ -15,9 +15,9 @@ import torch
 from detectron2.structures import Instances, pairwise_iou
 from torch import nn
 
-from d2prune.core.surgery import mask
-from d2prune.engine.prune import PruneResult
+from d2prune.core.cut.surgery import mask
 from d2prune.errors import PruneError
+from d2prune.pruning import PruneResult
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from d2prune.core.spec import PruneSpec
-from d2prune.core.surgery import removed_by
-from d2prune.engine.prune import prune_model
-from d2prune.engine.settings import request_from_cfg, target_from_cfg
+from d2prune.core.cut.spec import PruneSpec
+from d2prune.core.cut.surgery import removed_by
+from d2prune.engine.settings import request_from_cfg, trace_input_from_cfg
 from d2prune.errors import PruneError
+from d2prune.pruning import prune_model
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +79,8 @@ class Fade(HookBase):
         )  # fmt: skip
 
     def _choose(self, model: nn.Module) -> PruneSpec:
-        request, target = request_from_cfg(self._cfg), target_from_cfg(self._cfg, model)
-        return prune_model(copy.deepcopy(model).eval(), request, target, prove=False).step
+        request, trace_input = request_from_cfg(self._cfg), trace_input_from_cfg(self._cfg, model)
+        return prune_model(copy.deepcopy(model).eval(), request, trace_input, prove=False).step
 
     @torch.no_grad()
     def after_step(self) -> None:

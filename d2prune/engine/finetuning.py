@@ -14,15 +14,15 @@ from torch import nn
 
 from d2prune.checkpoint import spec_of_file, unpruned_cfg
 from d2prune.checkpoint.refusals import no_spec
-from d2prune.engine import record
-from d2prune.engine.config_kind import YAML, ConfigKind
-from d2prune.engine.prune import measure_model
+from d2prune.engine.config_format import YAML, ConfigFormat
 from d2prune.engine.publish import publish
-from d2prune.engine.settings import FINAL_FILE, PRUNED_FILE, target_from_cfg
+from d2prune.engine.settings import FINAL_FILE, PRUNED_FILE, trace_input_from_cfg
 from d2prune.errors import PruneError
-from d2prune.files import whole_file
+from d2prune.files import atomic_write
 from d2prune.modeling.unfuse import thaw
+from d2prune.pruning import measure_model
 from d2prune.rebuild import spec_of_model
+from d2prune.report import record
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _set_aside(final: Path) -> None:
         logger.warning("'%s' is of an unpruned model: renamed to '%s'", final, aside.name)
 
 
-def prepare(cfg: CfgNode, model: nn.Module, weights: str, kind: ConfigKind = YAML) -> nn.Module:
+def prepare(cfg: CfgNode, model: nn.Module, weights: str, kind: ConfigFormat = YAML) -> nn.Module:
     """Checks that the model is a pruned one, thaws it unless told otherwise, and says what trains.
 
     Raises:
@@ -140,7 +140,7 @@ def prepare(cfg: CfgNode, model: nn.Module, weights: str, kind: ConfigKind = YAM
 
 
 def finish(
-    cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], iterations: int, kind: ConfigKind = YAML
+    cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], iterations: int, kind: ConfigFormat = YAML
 ) -> None:
     """Writes spec, pruned config and the report for the fine-tuned model; on the first rank only."""
     if not comm.is_main_process():
@@ -150,7 +150,7 @@ def finish(
         logger.warning("the model came from a struct without a spec: no pruned config and no report")
         return
     weights = os.path.join(cfg.OUTPUT_DIR, FINAL_FILE)
-    with whole_file(os.path.join(cfg.OUTPUT_DIR, record.SPEC_FILE)) as file:
+    with atomic_write(os.path.join(cfg.OUTPUT_DIR, record.SPEC_FILE)) as file:
         file.write(spec.to_json())
     path = kind.write_pruned(cfg, cfg.OUTPUT_DIR, weights)
     logger.info("'%s' now names the fine-tuned weights", path)
@@ -193,16 +193,16 @@ def _add_row(
     results: Mapping[str, Any],
     weights: str,
     iterations: int,
-    kind: ConfigKind = YAML,
+    kind: ConfigFormat = YAML,
 ) -> None:
     """Adds a stage, or replaces the one of that name, and publishes the report in OUTPUT_DIR."""
-    totals = measure_model(model, target_from_cfg(cfg, model)).totals
+    totals = measure_model(model, trace_input_from_cfg(cfg, model)).totals
     row = record.stage(name, vars(totals), results, weights, iterations)
     report["stages"] = [s for s in report["stages"] if s["name"] != name] + [row]
     publish(cfg, report, {**_earlier(cfg, report, name, kind), name: model}, kind)
 
 
-def _earlier(cfg: CfgNode, report: record.Report, name: str, kind: ConfigKind) -> dict[str, nn.Module]:
+def _earlier(cfg: CfgNode, report: record.Report, name: str, kind: ConfigFormat) -> dict[str, nn.Module]:
     """The other stages' models, for timing and pictures, where their files still exist."""
     models = {}
     for row in report["stages"]:

@@ -15,29 +15,30 @@ from detectron2.utils import comm
 from torch import nn
 
 from d2prune.checkpoint import PruningCheckpointer
-from d2prune.core.spec import PruneSpec
-from d2prune.engine import finetuning, record
-from d2prune.engine.config_kind import YAML, ConfigKind
+from d2prune.core.cut.spec import PruneSpec
+from d2prune.engine import finetuning
+from d2prune.engine.config_format import YAML, ConfigFormat
 from d2prune.engine.detections import compare_detections
-from d2prune.engine.prune import PruneResult, prune_model
 from d2prune.engine.publish import IMAGES, publish
 from d2prune.engine.settings import (
     PRUNED_FILE,
     check_modes,
     input_size,
     request_from_cfg,
-    target_from_cfg,
+    trace_input_from_cfg,
 )
 from d2prune.errors import PruneError
-from d2prune.files import whole_file
+from d2prune.files import atomic_write
+from d2prune.pruning import PruneResult, prune_model
 from d2prune.rebuild import prune_further
+from d2prune.report import record
 
 logger = logging.getLogger(__name__)
 Test = Callable[[CfgNode, nn.Module], Mapping[str, Any]]
 
 
 def run_prune(
-    cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test, kind: ConfigKind = YAML
+    cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test, kind: ConfigFormat = YAML
 ) -> Mapping[str, Any]:
     """Prunes MODEL.WEIGHTS into OUTPUT_DIR and evaluates both models.
 
@@ -79,7 +80,7 @@ def _prune_on_first_rank(cfg: CfgNode, model: nn.Module) -> tuple[PruneResult[nn
     if comm.is_main_process():
         try:
             prove = cfg.MODEL.PRUNING.VERIFY
-            result = prune_model(model, request_from_cfg(cfg), target_from_cfg(cfg, model), prove)
+            result = prune_model(model, request_from_cfg(cfg), trace_input_from_cfg(cfg, model), prove)
             text = result.step.to_json()
         except Exception as error:  # whatever it is, the other ranks wait to be told
             failed = error
@@ -94,13 +95,15 @@ def _prune_on_first_rank(cfg: CfgNode, model: nn.Module) -> tuple[PruneResult[nn
     return None, prune_further(copy.deepcopy(model), PruneSpec.from_json(text))
 
 
-def _save(cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], kind: ConfigKind) -> record.Report:
+def _save(
+    cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], kind: ConfigFormat
+) -> record.Report:
     folder = cfg.OUTPUT_DIR
     os.makedirs(folder, exist_ok=True)
     checkpointer = PruningCheckpointer(result.model, folder)
     checkpointer.save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
     checkpointer.save(PRUNED_FILE.removesuffix(".pth"), iteration=0)
-    with whole_file(os.path.join(folder, record.SPEC_FILE)) as file:
+    with atomic_write(os.path.join(folder, record.SPEC_FILE)) as file:
         file.write(result.spec.to_json())
     kind.write_pruned(cfg, folder, os.path.join(folder, PRUNED_FILE))
     report = record.report_of(result, cfg, input_size(cfg, model))
@@ -109,7 +112,7 @@ def _save(cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], kind: 
 
 
 def _compared(
-    cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], kind: ConfigKind
+    cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], kind: ConfigFormat
 ) -> dict[str, Any] | None:
     """Detections of the masked and the pruned model on the first test images; None without instances."""
     entries, mapper = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:IMAGES], kind.mapper(cfg)
@@ -125,7 +128,7 @@ def _finish(
     cfg: CfgNode,
     report: record.Report,
     evaluated: Mapping[str, tuple[nn.Module, Mapping[str, Any]]],
-    kind: ConfigKind,
+    kind: ConfigFormat,
 ) -> None:
     weights = os.path.join(cfg.OUTPUT_DIR, PRUNED_FILE)
     files = {"baseline": cfg.MODEL.WEIGHTS, "pruned": weights}

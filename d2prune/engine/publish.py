@@ -12,13 +12,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
-from d2prune.analysis.benchmark import latency
-from d2prune.analysis.pictures import PictureRow, example_pictures
-from d2prune.analysis.report import write_report
-from d2prune.analysis.table import stage_table
-from d2prune.analysis.wording import verdict
-from d2prune.engine import record
-from d2prune.engine.config_kind import YAML, ConfigKind, Mapper
+from d2prune.engine.config_format import YAML, ConfigFormat, Mapper
+from d2prune.report import record
+from d2prune.report.html import write_report
+from d2prune.report.images import PictureRow, example_pictures
+from d2prune.report.table import stage_table
+from d2prune.report.timing import latency
+from d2prune.report.verdict import verdict
 
 logger = logging.getLogger(__name__)
 HTML_FILE = "pruning_report.html"
@@ -26,7 +26,7 @@ IMAGES = 4
 
 
 def publish(
-    cfg: CfgNode, report: record.Report, models: Mapping[str, nn.Module], kind: ConfigKind = YAML
+    cfg: CfgNode, report: record.Report, models: Mapping[str, nn.Module], kind: ConfigFormat = YAML
 ) -> None:
     """Writes pruning_report.json and .html to OUTPUT_DIR and logs the table and the verdict.
 

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from d2prune.adapters import Target, padded_size
+from d2prune.adapters import TraceInput, padded_size
 from d2prune.core.types import Request
 from d2prune.errors import PruneError
 
@@ -63,9 +63,9 @@ def input_size(cfg: CfgNode, model: nn.Module) -> tuple[int, int]:
     return padded_size(model, (size[0], size[1]))
 
 
-def target_from_cfg(cfg: CfgNode, model: nn.Module) -> Target:
+def trace_input_from_cfg(cfg: CfgNode, model: nn.Module) -> TraceInput:
     """What to trace, count and prove on; needs an adapter for the model's class."""
-    return Target(model, count_size=input_size(cfg, model))
+    return TraceInput(model, count_size=input_size(cfg, model))
 
 
 def check_modes(cfg: CfgNode) -> None:

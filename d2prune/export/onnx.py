@@ -27,7 +27,7 @@ from d2prune.export.settings import (
     from_json,
     to_json,
 )
-from d2prune.files import whole_file
+from d2prune.files import atomic_write
 
 NETWORK, SETTINGS = "model.onnx", "model.json"
 REFERENCE = ("CPUExecutionProvider",)  # in every build of onnxruntime, and free of TF32
@@ -142,8 +142,8 @@ def _convert(dense: DenseModel, size: Size) -> tuple[bytes, list[str]]:
 
 def _write(folder: Path, network: bytes, settings: Settings) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / NETWORK, "wb") as file:
+    with atomic_write(folder / NETWORK, "wb") as file:
         file.write(network)
-    with whole_file(folder / SETTINGS) as file:
+    with atomic_write(folder / SETTINGS) as file:
         file.write(to_json(settings, network))
     return folder / NETWORK

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from d2prune.errors import PruneError
-from d2prune.files import whole_file
+from d2prune.files import atomic_write
 from d2prune.patching.edits import Edit
 from d2prune.patching.insertion import State, insert, remove, state_of
 from d2prune.patching.source import Source
@@ -132,7 +132,7 @@ def _write(sources: dict[Path, Source]) -> list[Path]:
 def _replace(path: Path, data: bytes) -> None:
     mode = path.stat().st_mode
     target = path.resolve()  # of a link, the file itself
-    with whole_file(target, "wb") as file:
+    with atomic_write(target, "wb") as file:
         file.write(data)
     target.chmod(mode)  # scripts stay executable
 

@@ -12,4 +12,4 @@ def one_thread():
     torch.manual_seed(0)
 
 
-pytest.register_assert_rewrite("families")
+pytest.register_assert_rewrite("tests.adapters.families")

@@ -18,12 +18,12 @@ from detectron2.modeling.backbone.regnet import ResBottleneckBlock, SimpleStem
 from detectron2.structures import Keypoints
 from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
-from small_models import training_batch
 
 import d2prune
-from d2prune.adapters import Target
-from d2prune.core.costs import measure
-from d2prune.engine.lazy_kind import LazyKind
+from d2prune.adapters import TraceInput
+from d2prune.core.plan.costs import measure
+from d2prune.lazy.config_format import LazyFormat
+from tests.modeling.small_models import training_batch
 
 SIZE = (128, 192)
 SMALL = {
@@ -132,7 +132,7 @@ def batch():
 
 def dense(model):
     with torch.no_grad():
-        return Target(model, count_size=SIZE).outputs(model.eval())
+        return TraceInput(model, count_size=SIZE).outputs(model.eval())
 
 
 def stands(make, path, items=None, amount=0.45, left=()):
@@ -150,7 +150,7 @@ def stands(make, path, items=None, amount=0.45, left=()):
     skipped = [row for row in result.coverage if row.status == "skipped"]
     wide = [row for row in skipped if row.before > 4 or "reached without it" not in row.reason]
     assert [row for row in wide if not row.name.endswith(tuple(left) or "-")] == []
-    counted = Target(result.model, count_size=SIZE)
+    counted = TraceInput(result.model, count_size=SIZE)
     assert measure(copy.deepcopy(result.model).to("meta").eval(), counted.inference).totals == result.after
     tells_its_widths(result.model)
     d2prune.save(result, path / "pruned.pth")
@@ -168,7 +168,7 @@ def comes_back(model_config, result, path):
         {"model": model_config, "train": {}, "prune": {}}, flags={"allow_objects": True}
     )
     (path / "pruning_spec.json").write_text(result.spec.to_json())
-    file = LazyKind(config, "config.py", [], []).write_pruned(CfgNode(), str(path), "x.pth")
+    file = LazyFormat(config, "config.py", [], []).write_pruned(CfgNode(), str(path), "x.pth")
     again = instantiate(LazyConfig.load(file).model)
     assert again.prune_spec == result.spec and file.endswith("pruned.yaml")
     shapes = [{n: t.shape for n, t in m.state_dict().items()} for m in (again, result.model)]

@@ -9,16 +9,16 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Keypoints
-from families import SIZE, batch, dense, lively, stands, trains
-from small_models import PANOPTIC, small_cfg
 from torch import nn
 from torchvision.ops import roi_align
 
 import d2prune
-from d2prune.adapters import Target
+from d2prune.adapters import TraceInput
 from d2prune.adapters.shapes import refresh_shapes
 from d2prune.errors import PruneError
 from d2prune.modeling import HAS_ADELAIDET, basis_sem_from_instances
+from tests.adapters.families import SIZE, batch, dense, lively, stands, trains
+from tests.modeling.small_models import PANOPTIC, small_cfg
 
 if not HAS_ADELAIDET:
     pytest.skip("AdelaiDet (adet.modeling) can't be imported here", allow_module_level=True)
@@ -248,7 +248,7 @@ def test_solov2_is_run_as_it_runs_itself():
     model.mask_head.register_forward_hook(lambda head, given, out: seen.update(masks=[out]))
     with torch.no_grad():
         model([{"image": image, "height": SIZE[0], "width": SIZE[1]}])
-        dense = Target(model).adapter.dense(model, image[None].float(), training_branches=False)
+        dense = TraceInput(model).adapter.dense(model, image[None].float(), training_branches=False)
     for name, tensors in seen.items():
         for number, tensor in enumerate(tensors, 1):
             ours = dense[name if name == "masks" else f"level{number}/{name}"]

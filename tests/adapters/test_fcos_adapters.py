@@ -7,17 +7,26 @@ import copy
 import pytest
 import torch
 from detectron2.modeling import build_model
-from families import SIZE, dense
-from small_models import LEVELS_550, PANOPTIC, RT, backward, build, eager, small_cfg, training_batch
 
-from d2prune.adapters import Target, find_adapter
+from d2prune.adapters import TraceInput, find_adapter
 from d2prune.adapters.fcos import BlendMaskAdapter, FCOSAdapter
 from d2prune.checkpoint import PruningCheckpointer
-from d2prune.core.spec import PruneSpec
-from d2prune.core.surgery import mask
-from d2prune.engine.prune import find_groups, measure_model, prune
+from d2prune.core.cut.spec import PruneSpec
+from d2prune.core.cut.surgery import mask
 from d2prune.modeling import BlendMask, OneStageDetector
+from d2prune.pruning import find_groups, measure_model, prune
 from d2prune.rebuild import rebuild
+from tests.adapters.families import SIZE, dense
+from tests.modeling.small_models import (
+    LEVELS_550,
+    PANOPTIC,
+    RT,
+    backward,
+    build,
+    eager,
+    small_cfg,
+    training_batch,
+)
 
 LOSS_OFF = ("MODEL.BASIS_MODULE.LOSS_ON", False)
 FROZEN = (
@@ -128,7 +137,7 @@ def test_the_semantic_branch_is_cut_with_what_it_reads():
 
 def test_branches_that_only_train_cost_no_macs():
     models = [make("BlendMask", name) for name in ("loss on", "loss off")]
-    on, off = (measure_model(m, Target(m, count_size=SIZE)).totals for m in models)
+    on, off = (measure_model(m, TraceInput(m, count_size=SIZE)).totals for m in models)
     assert on.macs == off.macs and on.params > off.params
 
 
@@ -141,7 +150,7 @@ def test_levels_share_their_towers_but_not_their_norms():
 
 def test_every_dense_output_is_part_of_the_interface():
     model = make("BlendMask", "loss on")
-    fixed = {g.name: g.fixed for g in find_groups(model, Target(model))}
+    fixed = {g.name: g.fixed for g in find_groups(model, TraceInput(model))}
     head = "proposal_generator.fcos_head."
     for name, output in {
         head + "cls_logits": "P3/logits", head + "bbox_pred": "P3/bbox_reg",
@@ -179,7 +188,7 @@ def test_a_model_rebuilt_with_the_loss_on_prunes_again():
 
 def test_macs_follow_the_input_size():
     model = make("BlendMask", "loss on")
-    targets = [Target(model, count_size=size) for size in ((256, 256), (512, 512))]
+    targets = [TraceInput(model, count_size=size) for size in ((256, 256), (512, 512))]
     small, large = (measure_model(model, target).totals.macs for target in targets)
     assert large == 4 * small
 
@@ -188,7 +197,7 @@ def test_images_of_our_own_are_traced_and_counted():
     model, images = make("BlendMask", "rt"), torch.rand(1, 3, 64, 128) * 255
     result = prune(model, 0.3, example_inputs=images)
     assert result.proof.exact
-    assert result.before == measure_model(model, Target(model, count_size=(64, 128))).totals
+    assert result.before == measure_model(model, TraceInput(model, count_size=(64, 128))).totals
 
 
 def test_subclasses_have_their_parents_adapter():
@@ -227,5 +236,5 @@ def test_checkpoints_that_say_centerness_load(tmp_path):
 def test_any_size_is_counted_as_the_model_pads_it():
     model = build().eval()
     sizes = ((225, 255), (256, 256))
-    one, two = (measure_model(model, Target(model, count_size=size)).totals for size in sizes)
+    one, two = (measure_model(model, TraceInput(model, count_size=size)).totals for size in sizes)
     assert one == two

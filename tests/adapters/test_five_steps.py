@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
-from families import SIZE, lively, stands, trains
-from small_models import small_cfg
 
 import d2prune
 from d2prune.adapters import base
-from d2prune.core import layouts
+from d2prune.core.layers import registered
+from tests.adapters.families import SIZE, lively, stands, trains
+from tests.modeling.small_models import small_cfg
 
 PACKAGE = Path(__file__).parent / "user_package"
 CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
@@ -25,7 +25,7 @@ LINES = 60  # what an adapter may take
 def my_package():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "_ADAPTERS", dict(base._ADAPTERS))
-        patch.setattr(layouts, "_LAYOUTS", dict(layouts._LAYOUTS))
+        patch.setattr(registered, "_LAYOUTS", dict(registered._LAYOUTS))
         patch.syspath_prepend(PACKAGE)
         importlib.import_module("my_package.adapter")
         yield

@@ -6,14 +6,14 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_model
-from families import build, small_zoo_cfg, stands, tells_its_widths
 from torch import nn
 from torch.nn import functional as F
 
 import d2prune
-from d2prune.adapters import Target, base
+from d2prune.adapters import TraceInput, base
 from d2prune.adapters.generic import GenericAdapter
 from d2prune.errors import PruneError
+from tests.adapters.families import build, small_zoo_cfg, stands, tells_its_widths
 
 
 def conv(inputs, outputs, stride=1):
@@ -155,8 +155,8 @@ class Silent(nn.Module):
 
 def test_inputs_of_ones_own_go_before():
     images = torch.rand(1, 3, 64, 64)
-    assert Target(made_up(), [[{"image": images[0]}]]).adapter is None
-    assert isinstance(Target(made_up()).adapter, GenericAdapter)
+    assert TraceInput(made_up(), [[{"image": images[0]}]]).adapter is None
+    assert isinstance(TraceInput(made_up()).adapter, GenericAdapter)
 
 
 def test_detectron2s_own_models_would_stand_without_their_adapters(monkeypatch, tmp_path):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.structures import BoxMode, Instances, RotatedBoxes
-from families import SIZE, build, runs, shrunk, stands, trains
 
 import d2prune
 from d2prune import PruneError
 from d2prune.modeling.rotated import has_rotated_operators
+from tests.adapters.families import SIZE, build, runs, shrunk, stands, trains
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "LSKNet"
 SMALL = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from detectron2 import model_zoo
-from families import R18, SIZE, build, import_project, shrunk, stands
 
-from d2prune.adapters import Target
-from d2prune.engine.prune import find_groups, measure_model
+from d2prune.adapters import TraceInput
+from d2prune.pruning import find_groups, measure_model
+from tests.adapters.families import R18, SIZE, build, import_project, shrunk, stands
 
 INSTANCES = {
     "MODEL.ROI_MASK_HEAD.NAME": "PointRendMaskHead",
@@ -74,11 +74,13 @@ def test_points_are_counted_as_inference_refines_them(make):
     model = make(MASK, INSTANCES)
     head = model.roi_heads.mask_head
     assert (head.mask_point_subdivision_init_resolution, head.mask_point_subdivision_steps) == (28, 3)
-    layer = measure_model(model, Target(model, count_size=SIZE)).layers["roi_heads.mask_head.point_head.fc1"]
+    layer = measure_model(model, TraceInput(model, count_size=SIZE)).layers[
+        "roi_heads.mask_head.point_head.fc1"
+    ]
     assert layer.macs_pair == 10 * (28 * 28 + 3 * 28 * 28)
 
 
 def test_channels_that_generated_weights_read_stay(make):
     model = make(MASK, IMPLICIT)
-    fixed = {group.name: group.fixed for group in find_groups(model, Target(model))}
+    fixed = {group.name: group.fixed for group in find_groups(model, TraceInput(model))}
     assert "fine/p2" in fixed["backbone.fpn_output2"]

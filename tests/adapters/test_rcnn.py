@@ -8,7 +8,13 @@ import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.config import instantiate
-from families import (
+
+import d2prune
+from d2prune import PruneError
+from d2prune.adapters import TraceInput, find_adapter
+from d2prune.adapters.rcnn import PRECOMPUTED
+from d2prune.pruning import measure_model
+from tests.adapters.families import (
     R18,
     SIZE,
     build,
@@ -20,12 +26,6 @@ from families import (
     small_zoo_cfg,
     stands,
 )
-
-import d2prune
-from d2prune import PruneError
-from d2prune.adapters import Target, find_adapter
-from d2prune.adapters.rcnn import PRECOMPUTED
-from d2prune.engine.prune import measure_model
 
 MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 GN = {
@@ -91,7 +91,7 @@ def test_widths_told_are_those_computed(change):
 def test_costs_count_as_many_boxes_as_inference_has():
     def macs(*pairs):
         model = build(small_zoo_cfg(MASK, R18, dict(pairs)))
-        costs = measure_model(model, Target(model, count_size=SIZE))
+        costs = measure_model(model, TraceInput(model, count_size=SIZE))
         return costs.totals.macs, costs.layers
 
     (few, layers), (proposals, _), (detections, _) = (
@@ -110,7 +110,7 @@ def test_unlimited_detections_cost_as_many_as_there_are_proposals():
     costs = []
     for kept in (-1, 50):
         model = build(small_zoo_cfg(MASK, R18, {"TEST.DETECTIONS_PER_IMAGE": kept}))
-        costs.append(measure_model(model, Target(model, count_size=SIZE)).totals.macs)
+        costs.append(measure_model(model, TraceInput(model, count_size=SIZE)).totals.macs)
     assert costs[0] == costs[1]
 
 
@@ -137,7 +137,7 @@ def test_every_level_reaches_the_heads():
 def test_images_of_any_size_are_padded_as_the_model_does():
     model = build(small_zoo_cfg(MASK, R18)).eval()
     image = torch.rand(1, 3, 50, 70) * 255
-    outputs = Target(model, image).outputs(model)
+    outputs = TraceInput(model, image).outputs(model)
     assert outputs["p2/objectness"].shape[-2:] == (16, 24)
     assert outputs["p2/objectness"].dtype == torch.float32
     assert all(t.is_floating_point() for t in dense(model.double()).values())

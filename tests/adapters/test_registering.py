@@ -7,9 +7,9 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from d2prune.adapters import Adapter, Target, base, find_adapter, register_adapter
+from d2prune.adapters import Adapter, TraceInput, base, find_adapter, register_adapter
 from d2prune.adapters.fcos import FCOSAdapter
-from d2prune.engine.prune import prune
+from d2prune.pruning import prune
 
 
 class Toy(nn.Module):
@@ -87,8 +87,8 @@ def test_a_dotted_path_serves_as_well_and_nothing_is_imported_for_it(registered)
 
 
 def test_a_forward_function_goes_before_the_adapter(registered):
-    target = Target(Toy(), torch.rand(1, 3, 16, 16), lambda model, x: model.body(x))
-    assert target.adapter is None
+    trace_input = TraceInput(Toy(), torch.rand(1, 3, 16, 16), lambda model, x: model.body(x))
+    assert trace_input.adapter is None
 
 
 def test_an_adapter_without_dense_is_incomplete():

@@ -6,12 +6,12 @@ import pytest
 from detectron2 import model_zoo
 from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
-from families import build, comes_back, lively, small_regnet, small_zoo_cfg, stands
 
 from d2prune.adapters import find_adapter
 from d2prune.adapters.fcos import FCOSAdapter
 from d2prune.adapters.retinanet import DenseDetectorAdapter
 from d2prune.modeling import OneStageDetector
+from tests.adapters.families import build, comes_back, lively, small_regnet, small_zoo_cfg, stands
 
 YAML = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
 LAZY = "COCO-Detection/retinanet_R_50_FPN_1x.py"

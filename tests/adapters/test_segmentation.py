@@ -7,11 +7,22 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.layers import ASPP
-from families import R18, SIZE, batch, build, import_project, runs, shrunk, small_zoo_cfg, stands, trains
 from torch import nn
 
 import d2prune
 from d2prune.adapters.segmentation import pooled_whole
+from tests.adapters.families import (
+    R18,
+    SIZE,
+    batch,
+    build,
+    import_project,
+    runs,
+    shrunk,
+    small_zoo_cfg,
+    stands,
+    trains,
+)
 
 SEMANTIC = "Misc/semantic_R_50_FPN_1x.yaml"
 DEEPLAB = {

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from detectron2.modeling import Backbone, build_model
-from small_models import RT, small_cfg
 from torch import nn
 
 import d2prune
+from tests.modeling.small_models import RT, small_cfg
 
 
 def test_output_shapes_are_those_of_the_features():

@@ -9,9 +9,9 @@ import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyCall, instantiate
 from detectron2.modeling import MViT, SwinTransformer
-from families import SIZE, comes_back, lively, narrow_rcnn, stands, tells_its_widths
 
 import d2prune
+from tests.adapters.families import SIZE, comes_back, lively, narrow_rcnn, stands, tells_its_widths
 
 MASK, CASCADE = (f"common/models/{name}.py" for name in ("mask_rcnn_fpn", "cascade_rcnn"))
 SQUARE = 128

@@ -6,9 +6,9 @@ import logging
 
 import pytest
 import torch
-from tiny_blendmask import tiny_model, tiny_prune
 
 from d2prune.checkpoint import save
+from tests.tiny_blendmask import tiny_model, tiny_prune
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tiny_blendmask import equal, snapshot
 
 from d2prune.checkpoint import PruningCheckpointer
 from d2prune.errors import PruneError
+from tests.tiny_blendmask import equal, snapshot
 
 
 def load(model, path):

@@ -10,14 +10,14 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import Conv2d
-from hostile import Reduce, build, places, write
-from loading import load, untouched
-from tiny_blendmask import detect, equal, snapshot, tiny_model
 from torch import nn
 
 from d2prune.checkpoint import PruningCheckpointer, build_from_cfg, read_checkpoint
 from d2prune.errors import PruneError
 from d2prune.rebuild import rebuild
+from tests.checkpoint.hostile import Reduce, build, places, write
+from tests.checkpoint.loading import load, untouched
+from tests.tiny_blendmask import detect, equal, snapshot, tiny_model
 
 
 class Unwilling:
@@ -226,7 +226,7 @@ def test_no_path_loads_nothing(fresh):
 
 
 def test_build_from_cfg_is_ready_to_use(saved, result):
-    from tiny_blendmask import tiny_cfg
+    from tests.tiny_blendmask import tiny_cfg
 
     model = build_from_cfg(tiny_cfg("MODEL.WEIGHTS", str(saved)))
     assert not model.training and equal(detect(model), detect(result.model))

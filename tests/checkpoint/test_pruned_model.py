@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.modeling import build_model as detectron2_build
-from tiny_blendmask import detect, equal, tiny_cfg, tiny_model, tiny_prune
 
 from d2prune.checkpoint import PruningCheckpointer, build_from_cfg, build_model, spec_of_file
-from d2prune.engine import record
 from d2prune.errors import PruneError
 from d2prune.rebuild import spec_of_model
+from d2prune.report import record
+from tests.tiny_blendmask import detect, equal, tiny_cfg, tiny_model, tiny_prune
 
 
 @pytest.fixture

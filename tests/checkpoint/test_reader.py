@@ -8,11 +8,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from hostile import Chained, Listed, Reduce, build, places, write
 from torch import nn
 
 from d2prune.checkpoint.reader import read_checkpoint, read_pickle, read_spec
 from d2prune.errors import PruneError
+from tests.checkpoint.hostile import Chained, Listed, Reduce, build, places, write
 
 KINDS = ("zip", "legacy", "pkl")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_blendmask import SIDE, detect, equal, picture, snapshot, tiny_cfg, tiny_model
 
 import d2prune
-from d2prune.core.spec import PruneSpec
-from d2prune.engine import record
+from d2prune.core.cut.spec import PruneSpec
+from d2prune.report import record
+from tests.tiny_blendmask import SIDE, detect, equal, picture, snapshot, tiny_cfg, tiny_model
 
 FRESH = """
 import sys
@@ -23,7 +23,7 @@ import d2prune
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 sys.path.insert(0, sys.argv[1])
-from tiny_blendmask import detect, picture, tiny_cfg
+from tests.tiny_blendmask import detect, picture, tiny_cfg
 
 cfg = d2prune.get_cfg()
 cfg.merge_from_file(sys.argv[2])

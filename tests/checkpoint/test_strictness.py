@@ -7,8 +7,6 @@ import re
 
 import pytest
 import torch
-from loading import load, untouched
-from tiny_blendmask import detect, equal, snapshot, tiny_model, tiny_prune, train_step
 from torch import nn
 
 from d2prune.checkpoint import PruningCheckpointer, read_checkpoint
@@ -16,6 +14,8 @@ from d2prune.checkpoint import load as load_pruned
 from d2prune.errors import PruneError
 from d2prune.modeling.unfuse import thaw
 from d2prune.rebuild import rebuild
+from tests.checkpoint.loading import load, untouched
+from tests.tiny_blendmask import detect, equal, snapshot, tiny_model, tiny_prune, train_step
 
 LOSS = "MODEL.BASIS_MODULE.LOSS_ON"
 KEY = "top_layer.bias"

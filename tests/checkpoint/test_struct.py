@@ -6,11 +6,11 @@ import copy
 import threading
 
 import torch
-from tiny_blendmask import detect, equal, tiny_model
 from torch import nn
 
 from d2prune.checkpoint import PruningCheckpointer, read_checkpoint
 from d2prune.checkpoint.struct import Struct
+from tests.tiny_blendmask import detect, equal, tiny_model
 
 
 def through_file(module, tmp_path):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny_blendmask import tiny_cfg, tiny_model
 
 from d2prune.checkpoint import PruningCheckpointer, build_model
+from tests.tiny_blendmask import tiny_cfg, tiny_model
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from d2prune.adapters.base import flatten
-from d2prune.core.layers import axis_width, is_depthwise
+from d2prune.core.layers.kinds import axis_width, is_depthwise
 
 
 def hold_back(model, spec):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch_pruning as tp
-from attentions import Dino
 from torch import nn
 
 import d2prune
+from tests.core.attentions import Dino
 
 DIM, HEADS = 384, 6
 

@@ -8,8 +8,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from tiny_blendmask import CONFIG, tiny_model
-from tiny_runs import command, loggers_put_back
+
+from tests.engine.tiny_runs import command, loggers_put_back
+from tests.tiny_blendmask import CONFIG, tiny_model
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,12 +3,12 @@
 import shutil
 
 import pytest
-from tiny_blendmask import tiny_model
-from tiny_runs import run_cfg
 
 from d2prune.engine.finetuning import add_control
-from d2prune.engine.record import read_report_json
 from d2prune.errors import PruneError
+from d2prune.report.record import read_report_json
+from tests.engine.tiny_runs import run_cfg
+from tests.tiny_blendmask import tiny_model
 
 RESULTS = {"bbox": {"AP": 12.0}, "segm": {"AP": 10.0}}
 

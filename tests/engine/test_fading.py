@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_runs import log_of, run_cfg, weights_of
 
 import d2prune
 from d2prune.checkpoint import read_checkpoint
-from d2prune.core.surgery import removed_by
+from d2prune.core.cut.surgery import removed_by
 from d2prune.engine.fading import Fade, fading
 from d2prune.errors import PruneError
+from tests.engine.tiny_runs import log_of, run_cfg, weights_of
 
 SETTINGS = ("SOLVER.MAX_ITER", 4, "DATASETS.TEST", (), "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.001)
 

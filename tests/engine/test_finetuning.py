@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
-from tiny_blendmask import NARROW_R_50, detect, equal, tiny_cfg, tiny_model
-from tiny_runs import run_cfg, weights_of
 from torch import nn
 
 import d2prune
 from d2prune.checkpoint import build_from_cfg, read_checkpoint
 from d2prune.engine.finetuning import after_prune, check_output_dir, last_checkpoint
+from tests.engine.tiny_runs import run_cfg, weights_of
+from tests.tiny_blendmask import NARROW_R_50, detect, equal, tiny_cfg, tiny_model
 
 FROZEN = (".stem.", ".res2.")
 

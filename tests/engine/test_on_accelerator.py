@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_blendmask import CONFIG, detect, device, equal, tiny_cfg, tiny_model, tiny_prune
-from tiny_runs import command
 
 import d2prune
 from d2prune.checkpoint import build_from_cfg
+from tests.engine.tiny_runs import command
+from tests.tiny_blendmask import CONFIG, detect, device, equal, tiny_cfg, tiny_model, tiny_prune
 
 pytestmark = pytest.mark.cuda
 

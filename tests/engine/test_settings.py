@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tiny_blendmask import SIDE, tiny_cfg, tiny_model
 from torch import nn
 
 from d2prune.core.types import Request
-from d2prune.engine.settings import check_modes, input_size, request_from_cfg, target_from_cfg
+from d2prune.engine.settings import check_modes, input_size, request_from_cfg, trace_input_from_cfg
 from d2prune.errors import PruneError
+from tests.tiny_blendmask import SIDE, tiny_cfg, tiny_model
 
 
 def test_every_request_key_is_read():
@@ -62,13 +62,13 @@ def test_a_malformed_size_is_named(size):
 
 
 def test_the_target_counts_on_that_size():
-    target = target_from_cfg(tiny_cfg(), tiny_model())
+    target = trace_input_from_cfg(tiny_cfg(), tiny_model())
     assert target.counted.shape == (1, 3, SIDE, SIDE) and target.counted.is_meta
 
 
 def test_a_model_without_an_adapter_is_named():
     with pytest.raises(PruneError, match="no adapter for Identity"):
-        target_from_cfg(tiny_cfg(), nn.Identity())
+        trace_input_from_cfg(tiny_cfg(), nn.Identity())
 
 
 def test_no_mode_needs_nothing():

@@ -13,13 +13,13 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils.env import seed_all_rng
-from tiny_blendmask import detect, equal, tiny_cfg
-from tiny_runs import run_cfg, weights_of, write_coco
 
 import d2prune
 from d2prune.checkpoint import build_from_cfg, read_checkpoint, read_spec
 from d2prune.engine.trainer import as_pruning
 from d2prune.errors import PruneError
+from tests.engine.tiny_runs import run_cfg, weights_of, write_coco
+from tests.tiny_blendmask import detect, equal, tiny_cfg
 
 PRUNE = ("MODEL.PRUNE", True)
 TUNE = ("MODEL.FINETUNE", True)

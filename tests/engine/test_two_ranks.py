@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 from detectron2.utils import comm
-from tiny_blendmask import tiny_model
-from tiny_runs import run_cfg
 
 from d2prune.errors import PruneError
+from tests.engine.tiny_runs import run_cfg
+from tests.tiny_blendmask import tiny_model
 
 pytestmark = pytest.mark.slow
 RANKS = 2

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from detectron2.engine import default_argument_parser
 from PIL import Image
-from tiny_blendmask import SIDE, TINY, device, tiny_cfg
+
+from tests.tiny_blendmask import SIDE, TINY, device, tiny_cfg
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("one", "two", "three")

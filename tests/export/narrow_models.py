@@ -6,8 +6,8 @@ from torch import nn
 
 import d2prune.modeling  # noqa: F401  registers the architectures
 from d2prune.config import get_cfg
-from d2prune.engine.prune import prune
 from d2prune.export.parity import match
+from d2prune.pruning import prune
 
 CONFIG = "configs/BlendMask/digits_R_18.yaml"
 SIZE = (128, 128)

@@ -4,7 +4,11 @@ import json
 
 import pytest
 import torch
-from narrow_models import (
+
+from d2prune.errors import PruneError
+from d2prune.export.decode import BlendMaskDecoder, build_decoder, decoder_of
+from d2prune.export.dense import DenseModel
+from tests.export.narrow_models import (
     FIVE_LEVELS,
     PANOPTIC,
     SHARED_TOWERS,
@@ -12,10 +16,6 @@ from narrow_models import (
     narrow_model,
     same_results,
 )
-
-from d2prune.errors import PruneError
-from d2prune.export.decode import BlendMaskDecoder, build_decoder, decoder_of
-from d2prune.export.dense import DenseModel
 
 
 class Decoded:

@@ -4,7 +4,14 @@ import json
 
 import pytest
 import torch
-from narrow_models import (
+from torch import nn
+
+from d2prune.errors import PruneError
+from d2prune.export import FORMATS, export_onnx, exporter, load_onnx
+from d2prune.export.dense import DenseModel
+from d2prune.export.parity import TOLERANCE, check_parity
+from d2prune.export.predictor import OnnxPredictor
+from tests.export.narrow_models import (
     FIVE_LEVELS,
     PANOPTIC,
     SHARED_TOWERS,
@@ -14,13 +21,6 @@ from narrow_models import (
     narrow_model,
     same_results,
 )
-from torch import nn
-
-from d2prune.errors import PruneError
-from d2prune.export import FORMATS, export_onnx, exporter, load_onnx
-from d2prune.export.dense import DenseModel
-from d2prune.export.parity import TOLERANCE, check_parity
-from d2prune.export.predictor import OnnxPredictor
 
 
 def exported(pytestconfig, folder, arch, *pairs, pruned):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from attentions import Dino, Transformer
 
 import d2prune
+from tests.core.attentions import Dino, Transformer
 
 MODELS = {
     "resnet18": (lambda: torchvision.models.resnet18(weights=None), torch.rand(1, 3, 64, 64)),

@@ -8,9 +8,9 @@ import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.export import TracingAdapter
-from families import build, shrunk
 
 import d2prune
+from tests.adapters.families import build, shrunk
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"

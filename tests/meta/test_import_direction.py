@@ -21,17 +21,20 @@ RANKS = {
     "core": 1,
     "modeling": 2,
     "adapters": 2,
-    "distill": 2,
     "data": 2,
     "rebuild": 3,
-    "checkpoint": 3,
-    "engine": 3,
-    "analysis": 3,
-    "export": 3,
-    "fork": 4,
-    "plans": 4,
-    "zoo": 4,
-    "__init__": 5,
+    "bisect": 4,
+    "pruning": 5,
+    "traceable": 6,
+    "checkpoint": 6,
+    "report": 7,
+    "export": 7,
+    "engine": 8,
+    "lazy": 9,
+    "fork": 9,
+    "recipes": 9,
+    "benchmarks": 9,
+    "__init__": 10,
 }
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 DEVICE = re.compile(r"(cuda|cpu|mps|xpu)(:\d+)?")
@@ -106,7 +109,7 @@ def test_core_knows_neither_detectron2_nor_the_rest():
 
 def test_torch_pruning_is_only_imported_to_be_compared_with():
     def used(path: Path, name: str) -> bool:
-        return name.split(".")[0] == "torch_pruning" and short(path) != "zoo/peer.py"
+        return name.split(".")[0] == "torch_pruning" and short(path) != "benchmarks/peer.py"
 
     assert breaches(used) == []
 

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
-from small_models import LEVELS_550, RT, eager, small_cfg, training_batch
 
 import d2prune
-from d2prune.adapters import Target
+from d2prune.adapters import TraceInput
 from d2prune.modeling import HAS_ADELAIDET, basis_sem_from_instances
+from tests.modeling.small_models import LEVELS_550, RT, eager, small_cfg, training_batch
 
 if not HAS_ADELAIDET:
     pytest.skip("AdelaiDet (adet.modeling) can't be imported here", allow_module_level=True)
@@ -94,14 +94,14 @@ def test_half_the_macs_go_exactly(result):
 
 
 def test_it_is_counted_on_meta(model):
-    outputs = Target(model).inference(copy.deepcopy(model).to("meta"))
+    outputs = TraceInput(model).inference(copy.deepcopy(model).to("meta"))
     assert all(tensor.is_meta for tensor in outputs.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_it_runs_densely_in_other_dtypes(model, dtype):
     with torch.no_grad():
-        outputs = Target(model).outputs(copy.deepcopy(model).to(dtype))
+        outputs = TraceInput(model).outputs(copy.deepcopy(model).to(dtype))
     assert {tensor.dtype for tensor in outputs.values()} == {dtype}
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
-from small_models import LEVELS_550, RT, small_cfg
 
 from d2prune.errors import PruneError
+from tests.modeling.small_models import LEVELS_550, RT, small_cfg
 
 RGB = ShapeSpec(channels=3)
 

@@ -9,7 +9,6 @@ import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone import resnet
-from small_models import small_cfg
 from torch import nn
 
 from d2prune.checkpoint import PruningCheckpointer
@@ -19,6 +18,7 @@ from d2prune.modeling.basic_block import (
     rename_separate_norms,
     separate_norms,
 )
+from tests.modeling.small_models import small_cfg
 
 SHAPES = [(8, 8, 1), (8, 16, 1), (8, 16, 2)]
 NORMS = ["BN", "FrozenBN", "GN", ""]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.structures import PolygonMasks
-from small_models import instances
 
 from d2prune.errors import PruneError
 from d2prune.modeling import basis_sem_from_instances
+from tests.modeling.small_models import instances
 
 BOXES = [[10, 12, 60, 70], [50, 20, 120, 90]]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from small_models import instances, small_cfg
 
 from d2prune.errors import PruneError
 from d2prune.modeling.blendmask import Blender
+from tests.modeling.small_models import instances, small_cfg
 
 
 def blender(bases=3, attention=5, resolution=14, interpolation="bilinear"):

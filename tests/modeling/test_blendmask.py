@@ -8,10 +8,10 @@ import io
 import pytest
 import torch
 from detectron2.structures import PolygonMasks
-from small_models import LEVELS_550, PANOPTIC, RT, backward, build, eager, training_batch
 
 from d2prune.errors import PruneError
 from d2prune.modeling import basis_sem_from_instances
+from tests.modeling.small_models import LEVELS_550, PANOPTIC, RT, backward, build, eager, training_batch
 
 LOSSES = {"loss_basis_sem", "loss_mask", "loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"}
 ODD = (

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from small_models import backward, build, training_batch
 from torch.nn.parallel import DistributedDataParallel
 
 from d2prune.modeling.fcos.losses import mean_over_gpus
+from tests.modeling.small_models import backward, build, training_batch
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import backward, build, eager, training_batch
 
 from d2prune.errors import PruneError
+from tests.modeling.small_models import backward, build, eager, training_batch
 
 FCOS_LOSSES = {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"}
 

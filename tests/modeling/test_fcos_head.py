@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from small_models import LEVELS_550, RT, build, small_cfg
 from torch import nn
 
 from d2prune.errors import PruneError
 from d2prune.modeling.fcos import FCOSHead
 from d2prune.modeling.fcos.head import PerLevelNorm, build_tower
+from tests.modeling.small_models import LEVELS_550, RT, build, small_cfg
 
 
 def head(*pairs, levels=5, channels=32):

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Boxes, pairwise_iou
-from small_models import instances
 from torchvision.ops import sigmoid_focal_loss
 
 from d2prune.modeling.fcos.losses import FCOSLoss, ctrness_of, iou_of, rows_at
 from d2prune.modeling.fcos.targets import TargetAssigner, locations_on_grid
+from tests.modeling.small_models import instances
 
 CLASSES = 5
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import instances
 
 from d2prune.modeling.fcos.targets import TargetAssigner, locations_on_grid
+from tests.modeling.small_models import instances
 
 STRIDES = (8, 16, 32)
 SIZES = (24, 48)

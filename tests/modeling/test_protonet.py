@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
-from small_models import small_cfg
 from torch import nn
 
 from d2prune.errors import PruneError
 from d2prune.modeling.blendmask import ProtoNet, build_basis_module
+from tests.modeling.small_models import small_cfg
 
 SHAPES = {f"p{i}": ShapeSpec(channels=32, stride=2**i) for i in range(3, 8)}
 

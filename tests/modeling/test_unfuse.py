@@ -13,8 +13,8 @@ from detectron2.modeling import build_backbone
 from torch import nn
 
 import d2prune.modeling  # noqa: F401  registers the narrow backbones
-from d2prune.engine.prune import prune
 from d2prune.modeling.unfuse import thaw, unfused
+from d2prune.pruning import prune
 
 
 def resnet_fpn(depth=50, norm="FrozenBN", fpn_norm="GN", freeze_at=2):

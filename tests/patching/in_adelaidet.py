@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import small_models
 import torch
 from adet.checkpoint import AdetCheckpointer
 from adet.config import get_cfg
 from detectron2.modeling import build_model
 
 import d2prune
-from d2prune.adapters import Target
+from d2prune.adapters import TraceInput
+from tests.modeling import small_models
 
 FOLDER = Path(sys.argv[1])
 NO_BASIS_LOSS = ("MODEL.BASIS_MODULE.LOSS_ON", False)
@@ -25,7 +25,7 @@ def images():
 
 def forward_leaves_early(model):
     x = images()
-    early, want = model.eval()(x), Target(model).dense(model, x)
+    early, want = model.eval()(x), TraceInput(model).dense(model, x)
     assert want.keys() == early.keys() and all(torch.equal(want[name], early[name]) for name in want)
     sum(tensor.sum() for tensor in early.values()).backward()
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]

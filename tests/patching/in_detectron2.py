@@ -31,9 +31,8 @@ def torch_pruning_sees_the_norms_of_a_block():
 
 
 def pruned_models_are_known_without_d2prunes_trainer():
-    from families import R18, SIZE, dense, small_zoo_cfg
-
     import d2prune
+    from tests.adapters.families import R18, SIZE, dense, small_zoo_cfg
 
     cfg = small_zoo_cfg("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", R18)
     result = d2prune.prune(build_model(cfg), 0.4, allocation="uniform", input_size=SIZE)

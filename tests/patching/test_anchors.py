@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from made_up_fork import FORK, edit, write
 
 from d2prune.errors import PruneError
 from d2prune.patching import apply, check
+from tests.patching.made_up_fork import FORK, edit, write
 
 TWICE = FORK + "\n\ndef last(y):\n    pass\n"
 EITHER = FORK.replace("    def setup(", "    def setup(a):\n        pass\n\n    def setup(")

@@ -8,11 +8,11 @@ import random
 import subprocess
 
 import pytest
-from made_up_fork import EDITS, FORK, STYLES, edit, write
 
 from d2prune.errors import PruneError
 from d2prune.patching import apply, check, checkout, diff, revert
 from d2prune.patching.insertion import State
+from tests.patching.made_up_fork import EDITS, FORK, STYLES, edit, write
 
 
 def states(edits, root):

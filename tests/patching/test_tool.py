@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from made_up_fork import FILE, write
+
+from tests.patching.made_up_fork import FILE, write
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "patch_fork.py"
 

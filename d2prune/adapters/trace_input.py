@@ -1,0 +1,78 @@
+"""What is traced, counted and compared: a model with its input fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from d2prune.adapters.base import find_adapter, flatten
+from d2prune.adapters.generic import generic_adapter
+from d2prune.adapters.images import PROOF_SIZE, TEST_SIZE, Size, padding_step, random_images
+
+
+class TraceInput:
+    """A model's dense forward with its input fixed: what is traced, counted and compared."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any = None,
+        forward_fn: Callable[[nn.Module, Any], Any] | None = None,
+        count_size: Size | None = None,
+    ) -> None:
+        self.adapter = find_adapter(model) if forward_fn is None else None
+        if self.adapter is None and example_inputs is None:
+            self.adapter = generic_adapter(model)
+        self.forward_fn = forward_fn
+        self.inputs = example_inputs if example_inputs is not None else random_images(PROOF_SIZE)
+        self.counted = self.inputs
+        if self.adapter is not None and example_inputs is None:
+            self.counted = torch.empty(1, 3, *padded_size(model, count_size or TEST_SIZE), device="meta")
+
+    def outputs(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """All dense outputs, training branches included, on the fixed input."""
+        return self._run(model, self.inputs, training_branches=True)
+
+    def inference(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """What one image costs: the dense outputs that inference needs."""
+        return self._run(model, self.counted, training_branches=False)
+
+    def dense(self, model: nn.Module, images: Tensor) -> Mapping[str, Tensor]:
+        """All dense outputs on other images than the fixed ones; gradients flow to them."""
+        return self._run(model, images, training_branches=True)
+
+    def _run(self, model: nn.Module, inputs: Any, training_branches: bool) -> Mapping[str, Tensor]:
+        inputs = tree_map(lambda value: _like(value, model), inputs)
+        if self.adapter is not None:
+            return self.adapter.dense(model, inputs, training_branches)
+        if self.forward_fn is not None:
+            return flatten(self.forward_fn(model, inputs))
+        return flatten(_call(model, inputs))
+
+
+def padded_size(model: nn.Module, size: Size) -> Size:
+    """(height, width) in pixels, padded to what the backbone asks for, as Detectron2's models pad."""
+    step = padding_step(model)
+    height, width = (-(-side // step) * step for side in size)
+    return height, width
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def _like(value: Any, model: nn.Module) -> Any:
+    """A float tensor on the model's device and in its dtype; other values as they are."""
+    if not isinstance(value, Tensor):
+        return value
+    parameter = next(model.parameters())
+    if value.is_meta and not parameter.is_meta:
+        value = torch.zeros_like(value, device=parameter.device)
+    dtype = parameter.dtype if value.is_floating_point() else value.dtype
+    return value.to(parameter.device, dtype)

@@ -1,0 +1,107 @@
+"""Two ways to remove channels: for real (:func:`resize`), and by zeros (:func:`mask`), for the proof."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from d2prune.core.cut.spec import PruneSpec
+from d2prune.core.layers.kinds import (
+    cut,
+    module_at,
+    parameter_dim,
+    select,
+    widths_of,
+    zero_inputs,
+    zero_outputs,
+)
+from d2prune.core.types import PrunePlan
+from d2prune.errors import PruneError
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def resize(model: Model, spec: PruneSpec) -> Model:
+    """Takes out of ``model``, in place, what ``spec`` does not keep; kept weights stay as they are.
+
+    Works on any device, meta included; tensors keep their device, dtype and requires_grad.
+
+    Raises:
+        PruneError: if a layer is missing or has another width than the spec was made for. The model
+            is checked whole before anything is changed.
+    """
+    for name in spec.layers:
+        _check(model, name, spec.widths[name])
+    for name, keep in spec.layers.items():
+        target = module_at(model, name)
+        if isinstance(target, Tensor):
+            parent, _, leaf = name.rpartition(".")
+            select(model.get_submodule(parent), leaf, parameter_dim(target), keep.out)
+        else:
+            cut(target, keep)
+    return model
+
+
+def _check(model: nn.Module, name: str, expected: tuple[int | None, int | None]) -> None:
+    try:
+        found = widths_of(model, name)
+    except AttributeError:
+        raise PruneError(
+            f"the pruning spec cuts layer '{name}', which this {type(model).__name__} does not have"
+        ) from None
+    for axis, before, now in zip(("output", "input"), expected, found, strict=True):
+        if before is not None and before != now:
+            raise PruneError(
+                f"layer '{name}' has {now} {axis} channels; the pruning spec was made for {before}"
+            )
+
+
+def mask(model: Model, spec: PruneSpec, plan: PrunePlan | None = None) -> Model:
+    """Zeroes, in place, what each consumer reads from the channels that ``spec`` drops.
+
+    Zeroing the *consumers'* input columns equals removal whatever lies between: zeroing the producer
+    instead would leave the following norm's ``beta - gamma * mean / std``. A product of activations has
+    no columns to zero, so the producers of ``plan``'s contracted groups are silenced, too.
+    """
+    for member, positions in _products(plan):
+        zero_outputs(module_at(model, member), positions)
+    for name, keep in spec.layers.items():
+        if keep.inp is not None:
+            dropped = set(range(spec.widths[name][1] or 0)) - set(keep.inp)
+            zero_inputs(model.get_submodule(name), sorted(dropped))
+    return model
+
+
+def removed_by(model: nn.Module, spec: PruneSpec) -> dict[str, Tensor]:
+    """By parameter of ``model``, where 1 marks what :func:`resize` would take out; only those that lose any.
+
+    Returns:
+        Tensors of the parameters' shapes, dtypes and devices.
+    """
+    numbered = {id(p): nn.Parameter(_numbers(p), requires_grad=False) for p in model.parameters()}
+    small = dict(resize(copy.deepcopy(model, numbered), spec).named_parameters())
+    marks = {}
+    for name, parameter in model.named_parameters():
+        if small[name].shape != parameter.shape:
+            mark = torch.ones(parameter.numel(), dtype=parameter.dtype, device=parameter.device)
+            mark[small[name].reshape(-1)] = 0
+            marks[name] = mark.view_as(parameter)
+    return marks
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    return torch.arange(tensor.numel(), device=tensor.device).view_as(tensor)
+
+
+def _products(plan: PrunePlan | None) -> Iterator[tuple[str, list[int]]]:
+    """What makes the channels of contracted groups, and which of these go."""
+    for group, kept in zip(plan.groups, plan.kept, strict=True) if plan is not None else ():
+        gone = np.setdiff1d(np.arange(group.units), kept)
+        for member in group.members if group.contracted and gone.size else ():
+            if member.axis == "out":
+                yield member.layer, member.indices[gone].reshape(-1).tolist()

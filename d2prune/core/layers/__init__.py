@@ -1,0 +1,1 @@
+"""What is known of single layers: one kind of layer a row."""

@@ -1,0 +1,86 @@
+"""PyTorch's own attention layer, with heads of any width.
+
+``F.multi_head_attention_forward`` works a head's width out from ``embed_dim``; once channels of
+heads are gone, :class:`NarrowAttention` takes over, under the same parameter names.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2prune.core.layers.registered import register_layer
+
+
+class NarrowAttention(nn.MultiheadAttention):
+    """nn.MultiheadAttention whose heads are as wide as ``in_proj_weight`` says.
+
+    ``head_dim`` stays that of the layer as it was built: the scale is derived from it.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As nn.MultiheadAttention's: (L, N, E), (N, L, E) with ``batch_first``, or (L, E)."""
+        inputs, single = [query, key, value], query.dim() == 2
+        if single:
+            inputs = [x[None] for x in inputs]
+        elif not self.batch_first:
+            inputs = [x.transpose(0, 1) for x in inputs]
+        biases = self.in_proj_bias.chunk(3) if self.in_proj_bias is not None else (None,) * 3
+        weights = self.in_proj_weight.chunk(3)
+        q, k, v = (self._heads(F.linear(*rest)) for rest in zip(inputs, weights, biases, strict=True))
+        scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
+        for mask in (attn_mask, key_padding_mask):
+            if mask is not None:
+                scores = scores + self._added(mask, scores, mask is key_padding_mask)
+        chances = F.dropout(scores.softmax(-1), self.dropout, self.training)
+        result = self.out_proj((chances @ v).transpose(1, 2).flatten(2))
+        if single:
+            result, chances = result[0], chances[0]
+        elif not self.batch_first:
+            result = result.transpose(0, 1)
+        if not need_weights:
+            return result, None
+        return result, chances.mean(-3) if average_attn_weights else chances
+
+    def _heads(self, x: Tensor) -> Tensor:
+        heads: Tensor = x.unflatten(-1, (self.num_heads, -1))
+        return heads.transpose(1, 2)
+
+    def _added(self, mask: Tensor, scores: Tensor, padding: bool) -> Tensor:
+        """A mask as what is added to the scores (N, H, L, S); True is where nothing may look."""
+        if not mask.is_floating_point():
+            mask = scores.new_zeros(mask.shape).masked_fill(mask, float("-inf"))
+        if padding:
+            return mask.reshape(-1, 1, 1, scores.shape[-1])
+        return mask if mask.dim() == 2 else mask.reshape(scores.shape)
+
+
+def narrow(layer: nn.MultiheadAttention) -> None:
+    """Has a layer of the original class follow its weights; PyTorch's fused path would not."""
+    if type(layer) is nn.MultiheadAttention:
+        layer.__class__ = NarrowAttention
+    layer._qkv_same_embed_dim = False
+
+
+def is_foreign(layer: nn.Module) -> bool:
+    """A subclass with a forward of its own, which nothing here can replace."""
+    known = (nn.MultiheadAttention.forward, NarrowAttention.forward)
+    return isinstance(layer, nn.MultiheadAttention) and type(layer).forward not in known
+
+
+register_layer(
+    nn.MultiheadAttention,
+    out={"in_proj_weight": 0, "in_proj_bias": 0},
+    inp={"in_proj_weight": 1},
+    after_cut=narrow,
+)

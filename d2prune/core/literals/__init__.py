@@ -1,0 +1,1 @@
+"""Numbers of channels that a model's code names."""

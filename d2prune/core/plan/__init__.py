@@ -1,0 +1,1 @@
+"""Which channels go: criteria, limits, costs, allocation."""

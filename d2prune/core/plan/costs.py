@@ -1,0 +1,220 @@
+"""Parameters and MACs: measured by one run, and predicted for any widths.
+
+Every layer costs ``pair * out * in + single * out``, so a plan can be priced without running it.
+MACs follow the usual count (convolutions, linear layers, matrix products). Products of activations
+(attention) are laid on the layers around them; what else a run counts beyond the layers known here
+does not shrink and is kept as a constant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from d2prune.core.layers.kinds import (
+    ConvNd,
+    axis_width,
+    has_inputs,
+    is_depthwise,
+    is_layer,
+    parameter_dim,
+    unfused_attention,
+)
+from d2prune.core.layers.registered import tensors_on
+from d2prune.core.types import LayerCost, Totals, Widths
+
+Target = Literal["channels", "params", "macs"]
+PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+"""What products of activations end up as, where attention isn't fused."""
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Costs of a model as a function of its layers' widths.
+
+    Attributes:
+        layers: by path, every layer whose cost depends on widths that can change.
+        totals: measured on the whole model.
+    """
+
+    layers: Mapping[str, LayerCost]
+    totals: Totals
+
+    def layer(self, name: str, target: Target, widths: Widths) -> float:
+        """Cost of one layer; axes missing from ``widths`` have their measured width."""
+        cost = self.layers[name]
+        out = widths.get((name, "out"), cost.out)
+        inp = widths.get((name, "in"), cost.inp)
+        if target == "macs":
+            return cost.macs_pair * out * inp + cost.macs_single * out + cost.macs_read * inp
+        return cost.params_pair * out * inp + cost.params_single * out
+
+    def total(self, target: Target, widths: Widths) -> float:
+        """Predicted cost of the whole model at ``widths``."""
+        whole = self.totals.macs if target == "macs" else self.totals.params
+        touched = {name for name, _ in widths if name in self.layers}
+        change = sum(self.layer(name, target, widths) - self.layer(name, target, {}) for name in touched)
+        return whole + change
+
+
+def measure(
+    model: nn.Module, run: Callable[[nn.Module], object], paths: Mapping[nn.Module, str] | None = None
+) -> CostModel:
+    """Counts one forward pass of ``run(model)``, without gradients.
+
+    Args:
+        model: in any mode, on any device (meta costs neither time nor memory).
+        run: what one image costs: all that runs at inference, nothing that only training runs.
+        paths: names of the layers; default: the model's own dotted paths.
+    """
+    names = paths if paths is not None else {m: n for n, m in model.named_modules()}
+    positions: Counter[nn.Module] = Counter()
+
+    def count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if inputs:
+            positions[module] += _positions(module, inputs[0], output)
+        if type(module) is nn.MultiheadAttention:  # does not call its projection
+            positions[module.out_proj] += _positions(module, inputs[0], output)
+
+    counter = _Counter()
+    products = _Products(counter, names)
+    reading = [m for m in names if has_inputs(m)]
+    hooks = [m.register_forward_pre_hook(products.before) for m in reading]
+    hooks += [m.register_forward_hook(hook) for m in reading for hook in (count, products.after)]
+    try:
+        with torch.no_grad(), unfused_attention(), sdpa_kernel(SDPBackend.MATH), counter:
+            run(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    params = sum(p.numel() for p in model.parameters())
+    layers = {n: products.laid_on(m, _layer(m, n, positions[m])) for m, n in names.items() if is_layer(m)}
+    layers.update(_bare_parameters(model, layers))
+    return CostModel(layers, Totals(params, counter.macs()))
+
+
+class _Counter(TorchDispatchMode):
+    """MACs by operator, by PyTorch's formulas; its own counter also follows modules and gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._flops: Counter[Any] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        operator = func._overloadpacket
+        if operator in flop_registry:
+            self._flops[operator] += flop_registry[operator](*args, **kwargs, out_val=out)
+        return out
+
+    def macs(self, operators: Collection[Any] | None = None) -> int:
+        """Those of some operators, or of all."""
+        chosen = self._flops if operators is None else operators
+        return sum(int(self._flops[operator]) for operator in chosen) // 2
+
+
+class _Products:
+    """MACs of products of activations, between one layer's call and the next.
+
+    The factors are made by the layers called just before, as far as they have one parent, and the result is
+    read by the next: queries, keys and values of one width each (or all three from one layer), and the
+    projection. The MACs are linear in the sum of these widths, whichever of them shrink.
+    """
+
+    def __init__(self, counter: _Counter, names: Mapping[nn.Module, str]) -> None:
+        self._counter, self._names = counter, names
+        self._multiplied = 0
+        self._makers: list[nn.Module] = []
+        self._attention: nn.MultiheadAttention | None = None  # while it runs
+        self._at_entry = 0
+        self._made: dict[nn.Module, float] = defaultdict(float)
+        self._read: dict[nn.Module, float] = defaultdict(float)
+
+    def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """A layer is called; it reads what was multiplied since the last one."""
+        if self._attention is not None:
+            return
+        macs = self._counter.macs(PRODUCTS) - self._multiplied
+        if macs:
+            self._lay(macs, self._makers, module)
+            self._makers = []
+        if isinstance(module, nn.MultiheadAttention):
+            self._attention, self._at_entry = module, self._counter.macs()
+
+    def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """A layer has been called; it may have made factors of the next product."""
+        attention = self._attention
+        if attention is module:
+            self._attention = None
+            weights = sum(p.numel() for p in module.parameters() if p.dim() == 2)
+            linear = weights * _positions(module, inputs[0], output) if inputs else 0
+            self._lay(self._counter.macs() - self._at_entry - linear, [module], attention.out_proj)
+        if self._attention is None:
+            self._multiplied = self._counter.macs(PRODUCTS)
+            self._makers = [m for m in self._makers if self._parent(m) == self._parent(module)] + [module]
+
+    def laid_on(self, module: nn.Module, cost: LayerCost) -> LayerCost:
+        """The layer's cost and its part of the products."""
+        single = cost.macs_single + self._made[module]
+        return dataclasses.replace(cost, macs_single=single, macs_read=self._read[module])
+
+    def _lay(self, macs: int, makers: Sequence[nn.Module], reader: nn.Module) -> None:
+        width = sum(axis_width(m, "out") for m in makers) + axis_width(reader, "in")
+        for maker in makers:
+            self._made[maker] += macs / width
+        self._read[reader] += macs / width
+
+    def _parent(self, module: nn.Module) -> str:
+        return self._names[module].rpartition(".")[0]
+
+
+def _bare_parameters(model: nn.Module, layers: Mapping[str, LayerCost]) -> dict[str, LayerCost]:
+    """Parameters that no known layer owns, such as layer scales."""
+    costs = {}
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[0] not in layers and parameter.numel() > 1:
+            width = parameter.shape[parameter_dim(parameter)]
+            costs[name] = LayerCost(name, width, 0, 0, 0, 0, parameter.numel() / width)
+    return costs
+
+
+def _positions(module: Any, given: Tensor, output: Tensor) -> int:
+    """How often the kernel is applied: output positions, or input ones of a transposed convolution."""
+    if not isinstance(module, ConvNd):
+        return int(given.numel() // axis_width(module, "in"))
+    if module.transposed:
+        return int(given.numel() // module.in_channels)
+    # Hooks of fused convolutions see the norm's or activation's result: same shape, same count.
+    return int(output.numel() // module.out_channels)
+
+
+def _layer(module: nn.Module, name: str, positions: int) -> LayerCost:
+    if isinstance(module, ConvNd):
+        kernel = module.weight[0, 0].numel()
+        bias = int(module.bias is not None)
+        out, inp = module.out_channels, module.in_channels
+        if is_depthwise(module):
+            return LayerCost(name, out, inp, 0, positions * kernel, 0, kernel + bias)
+        pair = kernel / module.groups
+        return LayerCost(name, out, inp, positions * pair, 0, pair, bias)
+    if isinstance(module, nn.Linear):
+        bias = int(module.bias is not None)
+        return LayerCost(name, module.out_features, module.in_features, positions, 0, 1, bias)
+    out, inp, crossing = axis_width(module, "out"), 0, 0
+    if has_inputs(module):  # registered by a user
+        reading = {id(tensor) for tensor, _ in tensors_on(module, "in")}
+        crossing = sum(t.numel() for t, _ in tensors_on(module, "out") if id(t) in reading)
+        inp = axis_width(module, "in")
+    pair = crossing / (out * inp) if inp else 0
+    single = (sum(p.numel() for p in module.parameters(recurse=False)) - crossing) / out
+    return LayerCost(name, out, inp, positions * pair, 0, pair, single)

@@ -1,0 +1,73 @@
+"""How much each unit of a group matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from d2prune.core.layers.kinds import ConvNd, is_depthwise, module_at
+from d2prune.core.layers.registered import layout_of, tensors_on
+from d2prune.core.registry import Registry
+from d2prune.core.types import Group, Member
+
+Scores = NDArray[np.float64]
+Criterion = Callable[[nn.Module, Group], Scores]
+"""``criterion(model, group) -> (U,)`` scores of the group's units; the lowest go first. Scores are
+compared over groups by the allocation "global", so their mean over a group should be comparable."""
+
+CRITERIA: Registry[Criterion] = Registry("MODEL.PRUNING.CRITERION")
+register_criterion = CRITERIA.register
+
+
+def score(model: nn.Module, groups: Sequence[Group], criterion: str) -> tuple[Scores, ...]:
+    """Scores of every group; raises PruneError for an unknown criterion."""
+    function = CRITERIA[criterion]
+    return tuple(function(model, group) for group in groups)
+
+
+@register_criterion("magnitude")
+def magnitude(model: nn.Module, group: Group) -> Scores:
+    """L2 norm of each unit's weights, by layer relative to the layer's mean, then averaged.
+
+    Li et al., "Pruning Filters for Efficient ConvNets" (arXiv 1608.08710), carried over to coupled
+    layers as in Fang et al., "DepGraph" (arXiv 2301.12900): producers' filters, consumers' input
+    columns and norm scales all speak for a channel.
+    """
+    norms = [n for member in group.members if (n := _norms(model, member)) is not None]
+    relative = [norm / norm.mean() if norm.mean() > 0 else norm for norm in norms]
+    return np.mean(relative, axis=0) if relative else np.ones(group.units)
+
+
+def _norms(model: nn.Module, member: Member) -> Scores | None:
+    """(U,) L2 norms of what each unit owns of one layer's weight; None where there is no weight."""
+    layer = module_at(model, member.layer)
+    weight = getattr(layer, "weight", None)
+    if layout_of(layer) is not None:
+        weight, dim = tensors_on(layer, member.axis)[0]
+        rows = weight.detach().movedim(dim, 0).unsqueeze(-1)
+    elif isinstance(weight, Tensor):
+        rows = _channels_first(layer, weight.detach(), member)
+    else:
+        return None
+    others = tuple(range(1, rows.dim()))
+    precise = torch.promote_types(rows.dtype, torch.float32)
+    lengths = torch.linalg.vector_norm(rows, dim=others, dtype=precise).double().cpu().numpy()
+    norms: Scores = np.sqrt(np.square(lengths)[member.indices].sum(1))
+    return norms
+
+
+def _channels_first(layer: nn.Module, weight: Tensor, member: Member) -> Tensor:
+    """The weight with one row for each position of the member's axis."""
+    if weight.dim() == 1 or is_depthwise(layer):
+        return weight.reshape(weight.shape[0], -1)
+    channel_dim = int(member.axis == "in")
+    if isinstance(layer, ConvNd) and layer.transposed:
+        channel_dim = 1 - channel_dim
+    if isinstance(layer, ConvNd) and layer.groups > 1 and channel_dim == 1:
+        per_group = weight.reshape(layer.groups, -1, *weight.shape[1:])
+        return per_group.transpose(1, 2).flatten(0, 1).flatten(1)
+    return torch.movedim(weight, channel_dim, 0)

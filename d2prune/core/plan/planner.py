@@ -1,0 +1,215 @@
+"""From scores, limits and costs to a plan: pure arithmetic, no tensors.
+
+Each group is a queue of chunks (the units between two allowed widths, lowest scores first). One loop
+takes chunks in the order of the allocation's key until the budget is met.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import neg
+
+import numpy as np
+
+from d2prune.core.plan.costs import CostModel, Target
+from d2prune.core.plan.criteria import Scores
+from d2prune.core.plan.limits import Limits
+from d2prune.core.registry import Registry
+from d2prune.core.types import Group, Indices, PrunePlan, Request, Site
+from d2prune.errors import PruneError
+
+TARGETS: tuple[Target, ...] = ("channels", "params", "macs")
+TOLERANCE = 0.002  # fraction of the whole; a fifth of the promised percentage point
+
+Key = Callable[[Group, Scores, int, int], float]
+"""``key(group, sorted_scores, gone, then_gone)``: chunks go in ascending order of this."""
+
+ALLOCATIONS: Registry[Key] = Registry("MODEL.PRUNING.ALLOCATION")
+
+
+@ALLOCATIONS.register("uniform")
+def uniform(group: Group, scores: Scores, gone: int, then_gone: int) -> float:
+    """The same fraction of every group."""
+    return then_gone / group.units
+
+
+@ALLOCATIONS.register("global")
+def ranked(group: Group, scores: Scores, gone: int, then_gone: int) -> float:
+    """The lowest scores of the whole model."""
+    return float(scores[gone:then_gone].mean())
+
+
+def plan(
+    groups: Sequence[Group],
+    scores: Sequence[Scores],
+    limits: Sequence[Limits],
+    costs: CostModel,
+    request: Request,
+) -> PrunePlan:
+    """Chooses the units that stay.
+
+    Raises:
+        PruneError: if nothing can be pruned, the amount can't be reached, or a key's value is unknown.
+    """
+    check(request)
+    if all(limit.reason for limit in limits):
+        raise PruneError(
+            f"nothing was pruned: {len(groups)} of {len(groups)} groups are protected or skipped"
+            + (f"; the first: {groups[0].name} ({limits[0].reason})" if groups else "")
+        )
+    state = _State(groups, limits, costs, request.target)
+    for g, limit in enumerate(limits):
+        if limit.keep is not None:
+            state.remove(g, groups[g].units - limit.keep)
+    _spend(state, [np.sort(s) for s in scores], request)
+    if not any(state.gone):
+        raise PruneError(
+            f"nothing was pruned: AMOUNT {request.amount} of {request.target} is less than the "
+            f"smallest step ({len(groups)} groups, ROUND_TO {request.round_to})"
+        )
+    kept = tuple(_keep(s, n) for s, n in zip(scores, state.gone, strict=True))
+    return PrunePlan(tuple(groups), kept, tuple(r.reason for r in limits), state.removed())
+
+
+def check(request: Request) -> None:
+    """Raises PruneError for a value no plan can be made with."""
+    ALLOCATIONS[request.allocation]
+    if request.target not in TARGETS:
+        raise PruneError(f"MODEL.PRUNING.TARGET is {request.target!r}; expected one of: {', '.join(TARGETS)}")
+    if not 0 < request.amount < 1:
+        raise PruneError(
+            f"MODEL.PRUNING.AMOUNT is {request.amount}; expected a fraction removed, 0 < AMOUNT < 1"
+        )
+    if not 0 < request.max_ratio < 1:
+        raise PruneError(
+            f"MODEL.PRUNING.MAX_RATIO is {request.max_ratio}; expected a fraction, 0 < MAX_RATIO < 1"
+        )
+    if request.round_to < 1:
+        raise PruneError(f"MODEL.PRUNING.ROUND_TO is {request.round_to}; expected an integer >= 1")
+
+
+def fraction_removed(
+    groups: Sequence[Group], limits: Sequence[Limits], costs: CostModel, target: str, gone: Sequence[int]
+) -> float:
+    """The fraction of the target's cost that goes with ``gone[g]`` units of each group."""
+    state = _State(groups, limits, costs, target)
+    for g, number in enumerate(gone):
+        state.remove(g, number)
+    return state.removed()
+
+
+def _keep(scores: Scores, gone: int) -> Indices:
+    """Units that stay once the ``gone`` lowest have left; ties go by position."""
+    return np.sort(np.argsort(scores, kind="stable")[gone:])
+
+
+@dataclass(order=True)
+class _Chunk:
+    key: float
+    group: int
+    then_gone: int
+
+
+def _spend(state: _State, ranked_scores: Sequence[Scores], request: Request) -> None:
+    """Takes chunks until ``request.amount`` is removed, ending as near to it as chunks allow."""
+    free = [g for g, limit in enumerate(state.limits) if not limit.reason and limit.keep is None]
+    _check_reach(state, free, request)
+    key = ALLOCATIONS[request.allocation]
+
+    def chunk(g: int) -> _Chunk | None:
+        group, gone, allowed_units = state.groups[g], state.gone[g], state.limits[g].allowed_units
+        units = group.units
+        place = bisect_right(allowed_units, gone - units, key=neg)  # the first stop below units - gone
+        if place == len(allowed_units):
+            return None
+        then_gone = units - allowed_units[place]
+        return _Chunk(key(group, ranked_scores[g], gone, then_gone), g, then_gone)
+
+    heap = [c for g in free if (c := chunk(g)) is not None]
+    heapq.heapify(heap)
+    over: _Chunk | None = None
+    over_by = float("inf")
+    while heap and state.removed() < request.amount:
+        taken = heapq.heappop(heap)
+        before = state.gone[taken.group]
+        state.remove(taken.group, taken.then_gone)
+        excess = state.removed() - request.amount
+        if excess > TOLERANCE:
+            # Too large a step here: leave it, smaller ones may still fit.
+            state.remove(taken.group, before)
+            if excess < over_by:
+                over, over_by = taken, excess
+        elif (following := chunk(taken.group)) is not None:
+            heapq.heappush(heap, following)
+    _round_up(state, over, request.amount)
+
+
+def _round_up(state: _State, over: _Chunk | None, amount: float) -> None:
+    """Takes the smallest overshooting chunk after all where that ends nearer to ``amount``."""
+    short = amount - state.removed()
+    if over is None or short <= 0:
+        return
+    before = state.gone[over.group]
+    state.remove(over.group, over.then_gone)
+    if abs(state.removed() - amount) >= short:
+        state.remove(over.group, before)
+
+
+def _check_reach(state: _State, free: Sequence[int], request: Request) -> None:
+    before = list(state.gone)
+    for g in free:
+        state.remove(g, state.groups[g].units - state.limits[g].allowed_units[-1])
+    most = state.removed()
+    for g in free:
+        state.remove(g, before[g])
+    if most < request.amount - 0.01:
+        raise PruneError(
+            f"AMOUNT {request.amount} of {request.target} can't be reached: at most "
+            f"{int(most * 100) / 100:.2f} with MAX_RATIO {request.max_ratio} and the protected layers"
+        )
+
+
+class _State:
+    """Units gone so far, and what that saves, kept up to date chunk by chunk."""
+
+    def __init__(
+        self, groups: Sequence[Group], limits: Sequence[Limits], costs: CostModel, target: str
+    ) -> None:
+        self.groups, self.limits, self.costs, self.target = groups, limits, costs, target
+        self.gone = [0] * len(groups)
+        self.widths: dict[Site, int] = {}
+        for name, layer in costs.layers.items():
+            self.widths[name, "out"], self.widths[name, "in"] = layer.out, layer.inp
+        self.saved = 0.0
+        self.whole = self._whole()
+
+    def _whole(self) -> float:
+        if self.target == "channels":
+            return sum(g.width for g, r in zip(self.groups, self.limits, strict=True) if not r.reason)
+        totals = self.costs.totals
+        return totals.macs if self.target == "macs" else totals.params
+
+    def removed(self) -> float:
+        """Fraction of the target's whole that is gone."""
+        return self.saved / self.whole if self.whole else 0.0
+
+    def remove(self, g: int, gone: int) -> None:
+        """Sets the number of units of group ``g`` that are gone (more or fewer than before)."""
+        group, change = self.groups[g], gone - self.gone[g]
+        self.gone[g] = gone
+        if self.target == "channels":
+            self.saved += change * group.step
+            return
+        touched = {m.layer for m in group.members if m.layer in self.costs.layers}
+        self.saved += self._price(touched)
+        for member in group.members:
+            if member.site in self.widths:
+                self.widths[member.site] -= change * member.indices.shape[1]
+        self.saved -= self._price(touched)
+
+    def _price(self, layers: set[str]) -> float:
+        target: Target = "macs" if self.target == "macs" else "params"
+        return sum(self.costs.layer(name, target, self.widths) for name in layers)

@@ -1,0 +1,1 @@
+"""Labels that follow channels through a forward pass, and the groups they show."""

@@ -1,0 +1,46 @@
+"""What every handler works on: an operator's arguments by name, and the labels of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from d2prune.core.trace.labels import LabelMaps, LabelStore, Sized
+
+
+class Labels(Protocol):
+    """Where the labels of tensors are written down."""
+
+    store: LabelStore
+
+    def of(self, tensor: Tensor | None) -> LabelMaps:
+        """The tensor's maps."""
+
+    def set(self, tensor: Tensor, maps: LabelMaps) -> None:
+        """Write them down."""
+
+
+Bound = Mapping[str, Any]  # an operator's arguments by name
+Handler = Callable[[Labels, Any, Bound, Any], None]
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors of a nested value."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def sized(labels: Labels, tensor: Tensor) -> Sized:
+    """A tensor's shape and maps; what was expanded counts as broadcast: it follows any width."""
+    strides = tensor.stride() if tensor.layout == torch.strided else tensor.shape
+    size = [1 if stride == 0 else n for n, stride in zip(tensor.shape, strides, strict=True)]
+    return torch.Size(size), labels.of(tensor)
+
+
+def keep(labels: Labels, maps: LabelMaps, why: str) -> None:
+    """The labels of all of ``maps`` stay."""
+    for label_map in maps:
+        labels.store.keep(label_map, why)

@@ -1,0 +1,144 @@
+"""Operators that move elements about: labels are moved by the same operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2prune.core.trace.labels import LabelMaps, merge, settle, spread, support
+from d2prune.core.trace.operators.call import Bound, Labels, keep, sized, tensors_in
+
+
+def _moved(labels: Labels, x: Tensor, results: Sequence[Tensor], move: Callable[[Tensor], Any]) -> None:
+    """Moves every label_map of ``x``, at its full size, as ``x`` was moved into ``results``."""
+    maps: list[list[Tensor]] = [[] for _ in results]
+    for label_map in labels.of(x):
+        parts = move(label_map.expand(x.shape))
+        for kept, part in zip(maps, [parts] if isinstance(parts, Tensor) else parts, strict=True):
+            if part.numel() and part.any() and (settled := settle(labels.store, part)) is not None:
+                kept.append(settled)
+    for result, kept in zip(results, maps, strict=True):
+        labels.set(result, tuple(kept))
+
+
+def move(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
+    """The operator itself moves the labels."""
+    rest = {k: v for k, v in bound.items() if k != "self"}
+    _moved(labels, bound["self"], tensors_in([out]), lambda label_map: func(label_map, **rest))
+
+
+def view(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """Expanded labels have no strides that a view could keep."""
+    _moved(labels, bound["self"], [out], lambda label_map: label_map.reshape(out.shape))
+
+
+def strided(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """PyTorch itself calls this to change strides; used as a view of another shape it is not followed."""
+    x = bound["self"]
+    if out.shape != x.shape:
+        keep(labels, labels.of(x), "are read with strides of the code's own")
+    else:
+        labels.set(out, labels.of(x))
+
+
+def pad(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """Channels that are added have no label; what is added around pictures goes with its channel."""
+    x, maps = bound["self"], []
+    for label_map in labels.of(x):
+        amounts = list(bound["pad"])
+        for place in range(0, len(amounts), 2):  # from the last dimension on
+            if label_map.shape[x.dim() - 1 - place // 2] == 1:
+                amounts[place : place + 2] = [0, 0]
+        maps.append(func(label_map, amounts, 0))
+    labels.set(out, tuple(maps))
+
+
+def part(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
+    """Slices: equal parts of a labelled dimension lose the same positions, unequal ones each its own.
+
+    Every other channel (rotary embeddings turn pairs) leaves each run of that many whole.
+    """
+    x, dim = bound["self"], bound.get("dim", 0) % bound["self"].dim()
+    parts = {t.shape[dim] if t.dim() == x.dim() else 1 for t in tensors_in([out])}
+    for label_map in labels.of(x):
+        if label_map.shape[dim] > 1 and parts != {x.shape[dim]}:
+            _take(labels, label_map.movedim(dim, 0), max(parts), bound, len(parts) == 1)
+    move(labels, func, bound, out)
+
+
+def _take(labels: Labels, label_map: Tensor, length: int, bound: Bound, alike: bool) -> None:
+    """Ties what must go together for parts of ``length`` of the first dimension to be taken."""
+    size, step, start = len(label_map), bound.get("step", 1), bound.get("start") or 0
+    if step > 1 and size % step == 0 and length * step == size:
+        labels.store.tie_columns(label_map.reshape(length, step, -1).transpose(0, 1).reshape(step, -1))
+    elif step > 1 or length == 1:
+        labels.store.keep(label_map, "are taken apart by position")
+    elif alike and size % length == 0 and start % length == 0:
+        labels.store.tie_columns(label_map.reshape(size // length, -1))
+
+
+def pixel_shuffle(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """R * r channels become one: the labels of these are tied."""
+    _blocks(labels, bound["self"], out, int(bound["upscale_factor"]) ** 2, 1)
+
+
+def pixel_unshuffle(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """Every channel becomes r * r."""
+    _blocks(labels, bound["self"], out, 1, int(bound["downscale_factor"]) ** 2)
+
+
+def im2col(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """Every channel becomes kernel height * kernel width."""
+    height, width = bound["kernel_size"]
+    _blocks(labels, bound["self"], out, 1, height * width)
+
+
+def _blocks(labels: Labels, x: Tensor, out: Tensor, joined: int, repeated: int) -> None:
+    """Every ``joined`` channels become one, and every one of those ``repeated``."""
+    dim = x.dim() - 3
+    for label_map in labels.of(x):
+        if support(label_map) != (dim,):
+            labels.store.keep(label_map, "lie along a dimension of the picture")
+            continue
+        rows = label_map.reshape(-1, joined)
+        labels.store.tie_columns(rows.T)
+        values = rows[:, 0].repeat_interleave(repeated)
+        labels.set(out, (spread(values, dim, out.dim(), label_map),))
+
+
+def cat(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """Concatenation and stacking: labels along ``dim`` follow each other, those along others are tied."""
+    tensors = [t for t in bound["tensors"] if t.shape != (0,)]  # torch lets an empty one join
+    dim = bound.get("dim", 0) % out.dim()
+    if func._schema.name == "aten::stack":
+        parts = [(t.unsqueeze(dim).shape, tuple(s.unsqueeze(dim) for s in labels.of(t))) for t in tensors]
+    else:
+        parts = [sized(labels, t) for t in tensors]
+    across = [tuple(s for s in maps if dim not in support(s)) for _, maps in parts]
+    beside = [(_one(size, dim), maps) for (size, _), maps in zip(parts, across, strict=True)]
+    joined = list(merge(labels.store, beside, _one(out.shape, dim)))
+    pieces = [_piece(labels, size, maps, dim) for size, maps in parts]
+    shape = torch.broadcast_shapes(*(_one(p.shape, dim) for p in pieces))
+    whole = torch.cat([p.expand([*shape[:dim], p.shape[dim], *shape[dim + 1 :]]) for p in pieces], dim)
+    if whole.any() and (settled := settle(labels.store, whole)) is not None:
+        joined.append(settled)
+    labels.set(out, tuple(joined))
+
+
+def _one(size: Sequence[int], dim: int) -> torch.Size:
+    return torch.Size([*size[:dim], 1, *size[dim + 1 :]])
+
+
+def _piece(labels: Labels, size: Sequence[int], maps: LabelMaps, dim: int) -> Tensor:
+    """The label_map that varies along ``dim``, whole in that dimension; zeros without one."""
+    found = [s for s in maps if dim in support(s)]
+    keep(labels, tuple(found[1:]), "are two sorts of channels in one dimension")
+    if found:
+        return found[0]
+    shape = [1] * len(size)
+    shape[dim] = size[dim]
+    device = next((s.device for s in maps), None)
+    return torch.zeros(shape, dtype=torch.long, device=device)

@@ -1,0 +1,196 @@
+"""Which channels belong together: one forward pass in which every tensor's channels are labelled.
+
+Labels are followed below autograd, operator by operator (:mod:`d2prune.core.trace.operators`), so neither
+fused layers nor attention nor code that reshapes channels needs to be known, and the time is that of
+one forward pass.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from d2prune.core.layers.kinds import unfused_attention
+from d2prune.core.literals.calls import positions, read
+from d2prune.core.trace.groups import groups_of
+from d2prune.core.trace.labels import Ids, LabelMaps, LabelStore, along
+from d2prune.core.trace.operators import follow, tensors_in
+from d2prune.core.trace.weights import label_layers, tensors_of, whole_layers
+from d2prune.core.types import Group, Repeat
+from d2prune.errors import PruneError
+
+Outputs = Mapping[str, Tensor]
+
+
+def trace_groups(model: nn.Module, forward: Callable[[nn.Module], Outputs]) -> tuple[Group, ...]:
+    """Runs ``forward``, mostly once, and groups the channels that must go together.
+
+    Args:
+        model: in eval mode; not changed.
+        forward: ``forward(model)`` returns the dense outputs by name. A channel that reaches an
+            output is part of the model's interface and is never cut.
+
+    Returns:
+        Groups in the order of the model's layers.
+
+    Raises:
+        PruneError: if an output does not depend on any parameter.
+    """
+    trace = _traced(model, forward, None)
+    stuck = trace.stuck()
+    if stuck.size:
+        by_rows = _traced(model, forward, stuck)
+        free = np.setdiff1d(stuck, by_rows.stuck())
+        if free.size:
+            trace = by_rows if len(free) == len(stuck) else _traced(model, forward, free)
+    return groups_of(trace)
+
+
+def _traced(model: nn.Module, forward: Callable[[nn.Module], Outputs], whole_rows: Ids | None) -> _Trace:
+    trace = _Trace(model, whole_rows)
+    with torch.no_grad(), torch.autocast(_device_type(model), enabled=False), trace.running():
+        outputs = forward(model)
+    trace.keep_outputs(outputs)
+    trace.settle_repeats()
+    return trace
+
+
+def _device_type(model: nn.Module) -> str:
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else torch.get_default_device()
+    return device.type if torch.amp.is_autocast_available(device.type) else "cpu"
+
+
+class _Trace(TorchDispatchMode):
+    """Labels of every tensor that is alive, and where in the model the trace is.
+
+    It is what :class:`d2prune.core.trace.operators.Labels` asks for.
+    """
+
+    def __init__(self, model: nn.Module, whole_rows: Ids | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.model = model
+        self.store = LabelStore(self._where, whole_rows)
+        self.touched: set[str] = set()
+        self.repeats: dict[tuple[str, Repeat, bytes], Ids] = {}
+        self._others: dict[tuple[str, int, int, int], set[tuple[int, ...]]] = defaultdict(set)
+        self._path = [""]
+        self._maps = WeakTensorKeyDictionary()
+        self._whole = whole_layers(model)
+        self.axes = label_layers(model, self._whole, self.store, self._maps)
+        self._owners = WeakTensorKeyDictionary()
+        for path, module in model.named_modules():
+            self._owners.update({tensor: path for tensor in tensors_of(module)})
+        for (path, _), axis in self.axes.items():
+            if isinstance(axis.layer, Tensor):
+                self._owners[axis.layer] = path
+        self._from_weights = WeakTensorKeyDictionary(dict.fromkeys(model.parameters(), True))
+
+    def of(self, tensor: Tensor | None) -> LabelMaps:
+        """The tensor's maps."""
+        found: LabelMaps = self._maps.get(tensor, ()) if tensor is not None else ()
+        return found
+
+    def set(self, tensor: Tensor, maps: LabelMaps) -> None:
+        """Writes them down."""
+        self._maps[tensor] = maps
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Follows every operator; attention as the products it consists of."""
+        hooks: list[Any] = []
+        for name, module in self.model.named_modules():
+            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._path.append(name)))
+            hooks.append(module.register_forward_hook(lambda *_: self._leave()))
+        try:
+            with unfused_attention(), sdpa_kernel(SDPBackend.MATH), _Calls(self), self:
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _leave(self) -> None:
+        self._path.pop()
+
+    def _where(self) -> str:
+        """The module that runs, and why it can't be cut where that is so."""
+        path = self._path[-1] or type(self.model).__name__
+        why = next((self._whole[p] for p in reversed(self._path) if p in self._whole), "")
+        return f"{path} ({why})" if why else path
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        used = tensors_in((args, kwargs))
+        self.touched.update(self._owners[t] for t in used if t in self._owners)
+        if any(t in self._from_weights for t in used):
+            self._from_weights.update(dict.fromkeys(tensors_in(out), True))
+        follow(self, func, args, kwargs, out)
+        return out
+
+    def note(self, repeat: Repeat, tensor: Tensor) -> None:
+        """Writes down which channels of ``tensor``'s dimension the running module's code names by number."""
+        ids, module = along(self.of(tensor), repeat.dim), self._path[-1]
+        if ids is None:
+            if repeat.beside and repeat.size > 1:
+                self._others[module, repeat.dims, repeat.dim, repeat.hole].add(repeat.beside)
+        elif ids.numel() == repeat.size and all(p <= repeat.size for p in positions(repeat)):
+            values = ids.cpu().numpy()
+            self.repeats[module, repeat, values.tobytes()] = values
+
+    def settle_repeats(self) -> None:
+        """Where -1 leaves a size open, what is meant must be clear, for all that the number is used for."""
+        first: dict[tuple[str, Repeat, int], Ids] = {}
+        noted, self.repeats = self.repeats, {}
+        for (module, repeat, key), ids in noted.items():
+            if repeat.hole >= 0 and repeat.beside:
+                alike = module, replace(repeat, beside=()), repeat.beside[repeat.hole]
+                self.store.tie(*map(torch.from_numpy, (first.setdefault(alike, ids), ids)))
+            unlike = sorted(self._others[module, repeat.dims, repeat.dim, repeat.hole])
+            self.repeats[module, replace(repeat, unlike=tuple(unlike)), key] = ids
+
+    def keep_outputs(self, outputs: Outputs) -> None:
+        """What reaches an output stays."""
+        for name, tensor in outputs.items():
+            if tensor not in self._from_weights:
+                raise PruneError(f"output '{name}' does not depend on any parameter: can't trace it")
+            for label_map in self.of(tensor):
+                self.store.keep_output(label_map, name)
+
+    def stuck(self) -> Ids:
+        """Labels that varied along several dimensions, and can't go the way these were settled."""
+        roots = self.store.roots()
+        noted = [ids for ids, _ in (*self.store.outputs, *self.store.kept, *self.store.inexact)]
+        stay = np.unique(roots[np.concatenate([np.zeros(1, dtype=np.int64), *noted])])
+        jointly = np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *self.store.jointly]))
+        found: Ids = jointly[(jointly > 0) & np.isin(roots[jointly], stay)]
+        return found
+
+
+class _Calls(TorchFunctionMode):
+    """Sees calls as the model's code makes them, before they come down to operators."""
+
+    def __init__(self, trace: _Trace) -> None:
+        super().__init__()
+        self._trace = trace
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call = read(func, args, kwargs or {})
+        out = func(*args, **(kwargs or {}))
+        if call is not None:
+            beside = call.resolved([repeat.asked for repeat in call.asked])
+            for repeat in call.asked:
+                tensor = call.tensor if call.tensor is not None else out
+                self._trace.note(replace(repeat, beside=beside), tensor)
+        return out

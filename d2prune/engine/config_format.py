@@ -1,0 +1,51 @@
+"""What pruning and fine-tuning need of a configuration besides its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.modeling import build_model
+from torch import nn
+
+from d2prune.checkpoint import build_from_cfg, unpruned_cfg
+from d2prune.report import record
+
+Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class ConfigFormat:
+    """Detectron2's YAML configs; LazyConfigs are a subclass. Settings come as a CfgNode from both."""
+
+    def write_pruned(self, cfg: CfgNode, folder: str, weights: str) -> str:
+        """Writes the pruned model's config to ``folder``, and returns its path."""
+        return record.write_pruned_config(cfg, folder, weights)
+
+    def instantiate(self, cfg: CfgNode) -> nn.Module:
+        """The model of ``cfg``, without weights, on its device."""
+        return build_model(cfg)
+
+    def build(self, cfg: CfgNode) -> nn.Module:
+        """The model with the weights of ``cfg``, pruned or not as these are, in eval mode."""
+        return build_from_cfg(unpruned_cfg(cfg), self.instantiate)
+
+    def mapper(self, cfg: CfgNode) -> Mapper:
+        """Turns records of DATASETS.TEST into the model's inputs."""
+        return DatasetMapper(cfg, is_train=False)
+
+    def thawed(self, cfg: CfgNode) -> str:
+        """Which keys fine-tuning ignores when it trains what was frozen, and which one keeps it frozen."""
+        norm, freeze_at = cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT
+        return (
+            f"RESNETS.NORM {norm}, BACKBONE.FREEZE_AT {freeze_at} are ignored; "
+            "MODEL.PRUNING.KEEP_FROZEN True keeps them"
+        )
+
+    def next_command(self, weights: str) -> str:
+        """The command that fine-tunes ``weights``."""
+        return record.next_command(weights)
+
+
+YAML = ConfigFormat()

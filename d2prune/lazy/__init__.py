@@ -1,0 +1,1 @@
+"""Detectron2's LazyConfigs: read, built, pruned and trained."""

@@ -1,0 +1,182 @@
+"""Training, pruning, fine-tuning and evaluation by a LazyConfig: tools/lazyconfig_train_net.py."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, instantiate
+from detectron2.engine import AMPTrainer, SimpleTrainer, TrainerBase, default_setup, default_writers, hooks
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from d2prune.checkpoint import PruningCheckpointer, build_model
+from d2prune.engine import finetuning
+from d2prune.engine.fading import fading
+from d2prune.engine.pruning_run import run_prune
+from d2prune.engine.settings import check_modes, log_to
+from d2prune.errors import PruneError
+from d2prune.lazy.config import prune_defaults, read_lazy_config, settings_of
+from d2prune.lazy.config_format import LazyFormat
+from d2prune.modeling.basic_block import separate_norms
+
+logger = logging.getLogger(__name__)
+Results = Mapping[str, Any]
+
+
+def main(args: Namespace) -> Results:
+    """What the command line asks for: trains, or with --eval-only, prune.enabled or prune.finetune does that.
+
+    Args:
+        args: of Detectron2's parser, with ``imports``.
+
+    Returns:
+        The evaluation of the model that comes out; empty without an evaluator.
+
+    Raises:
+        PruneError: in the words of LazyConfig's keys.
+    """
+    try:
+        config = read_lazy_config(args.config_file, args.opts, args.imports)
+        kind, cfg = LazyFormat(config, args.config_file, args.opts, args.imports), settings_of(config)
+        _check_device(cfg.MODEL.DEVICE)
+        default_setup(config, args)
+        log_to(cfg)
+        if args.eval_only:
+            model = build_model(cfg, build=kind.instantiate)
+            PruningCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+            return evaluate(config, create_ddp_model(model))
+        return run(kind, cfg, args.resume)
+    except PruneError as error:
+        raise PruneError(in_lazy_words(str(error))) from error
+
+
+def run(kind: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
+    """Prunes, fine-tunes, both or neither (it then trains), as MODEL.PRUNE and FINETUNE say."""
+    check_modes(cfg)
+    done = cfg.MODEL.PRUNE and finetuning.has_pruned_run(cfg)
+    results: Results = {}
+    if cfg.MODEL.PRUNE and done and resume:
+        logger.info("--resume: '%s' holds a pruned model already", cfg.OUTPUT_DIR)
+    elif cfg.MODEL.PRUNE and not (done and cfg.MODEL.FINETUNE):
+        results = run_prune(cfg, lambda cfg: _build_to_prune(kind, cfg), _tester(kind.config), kind)
+    if cfg.MODEL.PRUNE and not cfg.MODEL.FINETUNE:
+        return results
+    if cfg.MODEL.PRUNE:
+        cfg = finetuning.after_prune(cfg)
+    if cfg.MODEL.FINETUNE:
+        resume = finetuning.check_output_dir(cfg, resume, found_prune=done)
+    return train(kind, cfg, resume)
+
+
+def train(kind: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
+    """Trains the model that ``cfg`` and its weights' file describe; with FINETUNE, finishes the report."""
+    missing = [key for key in ("dataloader", "optimizer", "lr_multiplier") if key not in kind.config]
+    if missing:
+        raise PruneError(f"the config has no {missing[0]!r}, which training needs")
+    model = create_ddp_model(_build_to_train(kind, cfg), **kind.config.train.ddp)
+    trainer = _trainer(kind.config, model)
+    checkpointer = PruningCheckpointer(model, cfg.OUTPUT_DIR, trainer=trainer)
+    checkpointer.save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
+    evaluated: dict[str, Any] = {}
+    trainer.register_hooks(fading(cfg))
+    _register_hooks(trainer, checkpointer, kind.config, evaluated)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    trainer.train(start, cfg.SOLVER.MAX_ITER)
+    if cfg.MODEL.FINETUNE:
+        finetuning.finish(cfg, checkpointer.model, evaluated, cfg.SOLVER.MAX_ITER, kind)
+    return evaluated
+
+
+def evaluate(config: DictConfig, model: nn.Module) -> Results:
+    """dataloader.evaluator's results on dataloader.test; empty where the config names no evaluator."""
+    if config.get("dataloader", {}).get("evaluator") is None:
+        return {}
+    loader, evaluator = instantiate(config.dataloader.test), instantiate(config.dataloader.evaluator)
+    results = inference_on_dataset(model, loader, evaluator)
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results or {}
+
+
+def in_lazy_words(text: str) -> str:
+    """A text about YAML's keys, with LazyConfig's in their place."""
+    return _YAML_KEYS.sub(lambda found: _LAZY_KEYS[found[0]], text)
+
+
+_LAZY_KEYS = {
+    "MODEL.PRUNE True": "prune.enabled=True",
+    "MODEL.FINETUNE False": "prune.finetune=False",
+    "MODEL.PRUNE": "prune.enabled",
+    "MODEL.FINETUNE": "prune.finetune",
+    "MODEL.WEIGHTS": "train.init_checkpoint",
+    "OUTPUT_DIR": "train.output_dir",
+    **{f"MODEL.PRUNING.{key.upper()}": f"prune.{key}" for key in prune_defaults()},
+    **{key.upper(): f"prune.{key}" for key in prune_defaults()},
+}
+_YAML_KEYS = re.compile(
+    r"(?<![\w.])(" + "|".join(sorted(map(re.escape, _LAZY_KEYS), key=len, reverse=True)) + r")\b"
+)
+
+
+def _tester(config: DictConfig) -> Any:
+    return lambda cfg, model: evaluate(config, model)
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, RuntimeError) as error:
+        default = torch.get_default_device()
+        raise PruneError(
+            f"train.device is '{name}', which is not here; this machine has {default}"
+        ) from error
+
+
+def _build_to_prune(kind: LazyFormat, cfg: CfgNode) -> nn.Module:
+    return separate_norms(build_model(cfg, build=kind.instantiate))
+
+
+def _build_to_train(kind: LazyFormat, cfg: CfgNode) -> nn.Module:
+    if not cfg.MODEL.FINETUNE:
+        return build_model(cfg, build=kind.instantiate)
+    weights = finetuning.deciding_checkpoint(cfg)
+    model = separate_norms(build_model(cfg, weights, kind.instantiate))
+    return finetuning.prepare(cfg, model, weights, kind)
+
+
+def _trainer(config: DictConfig, model: nn.Module) -> SimpleTrainer:
+    optimizer = copy.deepcopy(config).optimizer  # the model must not come into what is written to files
+    optimizer.params.model = model
+    kind = AMPTrainer if config.train.amp.enabled else SimpleTrainer
+    return kind(model, instantiate(config.dataloader.train), instantiate(optimizer))
+
+
+def _register_hooks(
+    trainer: TrainerBase, checkpointer: PruningCheckpointer, config: DictConfig, evaluated: dict[str, Any]
+) -> None:
+    """Detectron2's usual hooks, in its order; ``evaluated`` is given each evaluation."""
+
+    def evaluate_and_keep() -> Results:
+        evaluated.clear()
+        evaluated.update(evaluate(config, trainer.model))
+        return evaluated
+
+    settings, first = config.train, comm.is_main_process()
+    scheduler = hooks.LRScheduler(scheduler=instantiate(config.lr_multiplier))
+    trainer.register_hooks([hooks.IterationTimer(), scheduler])
+    if first:
+        trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, **settings.checkpointer)])
+    trainer.register_hooks([hooks.EvalHook(settings.eval_period, evaluate_and_keep)])
+    if first:
+        writers = default_writers(settings.output_dir, settings.max_iter)
+        trainer.register_hooks([hooks.PeriodicWriter(writers, period=settings.log_period)])

@@ -1,0 +1,300 @@
+"""One prune from end to end: trace, score, plan, cut, prove. The composition root of the core."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from d2prune.adapters import TraceInput
+from d2prune.bisect import without_misfits
+from d2prune.core.copies import in_float32, on_meta
+from d2prune.core.cut.coverage import UNREACHED, coverage
+from d2prune.core.cut.proof import MisfitError, verify
+from d2prune.core.cut.spec import PruneSpec, spec_of
+from d2prune.core.layers.kinds import is_layer
+from d2prune.core.literals.corrections import install, needed
+from d2prune.core.plan.costs import CostModel, measure
+from d2prune.core.plan.criteria import score
+from d2prune.core.plan.limits import limits_of
+from d2prune.core.plan.planner import TOLERANCE, check, plan
+from d2prune.core.plan.review import Review, decide
+from d2prune.core.trace.tracer import trace_groups
+from d2prune.core.types import Coverage, Group, Proof, PrunePlan, Request, Totals
+from d2prune.errors import MISFITS, PruneError
+from d2prune.rebuild import prune_further
+
+Model = TypeVar("Model", bound=nn.Module)
+logger = logging.getLogger(__name__)
+ROUNDS = 4  # plans made, at most, until the cost that is measured is the one asked for
+
+
+@dataclass(frozen=True, eq=False)
+class PruneResult(Generic[Model]):
+    """What :func:`prune` returns.
+
+    Attributes:
+        model: a new model; the one passed in is untouched.
+        spec: what was kept of the unpruned model, enough to rebuild it without tracing.
+        step: what was kept of the model passed in: ``spec`` itself, unless that was pruned before.
+        coverage: one row per layer, with the reason where it was left whole.
+        proof: None only with ``verify=False``.
+        before: parameters and MACs of the model passed in.
+        after: those of the pruned one, measured again, not predicted.
+        request: what was asked for.
+        reached: fraction of the request's target that went.
+        plan: which units of which groups stayed.
+    """
+
+    model: Model
+    spec: PruneSpec
+    step: PruneSpec
+    coverage: tuple[Coverage, ...]
+    proof: Proof | None
+    before: Totals
+    after: Totals
+    request: Request
+    reached: float
+    plan: PrunePlan
+
+
+def prune(
+    model: Model,
+    amount: float = 0.5,
+    target: str = "macs",
+    criterion: str = "magnitude",
+    allocation: str = "global",
+    ratios: dict[str, float] | Sequence[tuple[str, float]] = (),
+    protect: Sequence[str] = (),
+    round_to: int = 1,
+    example_inputs: Any = None,
+    forward_fn: Callable[[nn.Module, Any], Any] | None = None,
+    allow_inexact: bool = False,
+    verify: bool = True,
+    *,
+    include: Sequence[str] = (),
+    max_ratio: float = 0.75,
+    input_size: tuple[int, int] | None = None,
+    interactive: Review | None = None,
+) -> PruneResult[Model]:
+    """Removes channels from a copy of ``model`` and proves that the rest computes the same.
+
+    Args:
+        model: any module; the common Detectron2 and AdelaiDet architectures have adapters.
+        amount: fraction of the whole model's ``target`` to REMOVE, 0 < amount < 1.
+        target: "channels", "params" or "macs": what ``amount`` counts.
+        criterion: name of a registered criterion.
+        allocation: "uniform" (the same fraction of every group) or "global" (lowest scores first).
+        ratios: fractions of channels to remove, by shell-style pattern over dotted module names;
+            such groups take no part in the allocation.
+        protect: patterns of layers whose output channels stay.
+        round_to: widths become multiples of this.
+        example_inputs: what to run, for models without an adapter: a tensor, or a tuple or dict of
+            arguments. With an adapter: (N, 3, H, W) raw images in place of noise.
+        forward_fn: ``forward_fn(model, example_inputs)``, returning the outputs that must be kept.
+        allow_inexact: prune also what can't be proved (channels under a LayerNorm).
+        verify: make the proof.
+        include: if given, only groups all of whose producers match one of these patterns.
+        max_ratio: largest fraction of any one group's channels.
+        input_size: (height, width) that costs are counted on; default 800 x 1344.
+        interactive: called with a :class:`d2prune.core.plan.review.Proposal` for each group that may be
+            pruned, before anything is cut. True or None accepts it, False leaves the group whole, and a
+            sequence of integers names the units to remove instead. Asked again if the plan turns out
+            not to run.
+
+    Raises:
+        PruneError: for a request that can't be met, a model that can't be traced, non-finite weights,
+            or a pruned model that fails the proof.
+    """
+    pairs = ratios.items() if isinstance(ratios, dict) else ratios
+    request = Request(
+        amount, target, criterion, allocation, tuple((p, float(r)) for p, r in pairs),
+        _patterns(protect), _patterns(include), max_ratio, round_to, allow_inexact,
+    )  # fmt: skip
+    traced = TraceInput(model, example_inputs, forward_fn, input_size)
+    return prune_model(model, request, traced, verify, interactive)
+
+
+def _patterns(given: Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+@torch.inference_mode(False)  # else the new model could not be traced, nor trained
+def prune_model(
+    model: Model, request: Request, trace_input: TraceInput, prove: bool = True, review: Review | None = None
+) -> PruneResult[Model]:
+    """As :func:`prune`, from a request and a trace target."""
+    check(request)
+    _check_model(model)
+    try:
+        groups = find_groups(model, trace_input)
+    except PruneError:
+        raise
+    except MISFITS:
+        _check_inputs(model, trace_input)
+        raise
+    costs = measure_model(model, trace_input)
+    while True:
+        try:
+            return _prune_groups(model, groups, costs, request, trace_input, prove, review)
+        except MisfitError:
+            remaining = without_misfits(model, groups, trace_input, request.allow_inexact)
+            if remaining is None:
+                raise
+            groups = remaining
+
+
+def _prune_groups(
+    model: Model,
+    groups: tuple[Group, ...],
+    costs: CostModel,
+    request: Request,
+    trace_input: TraceInput,
+    prove: bool,
+    review: Review | None,
+) -> PruneResult[Model]:
+    names = [name for name, _ in model.named_modules()]
+    scores, limits = score(model, groups, request.criterion), limits_of(groups, request, names)
+    asked = request
+    for _ in range(ROUNDS):
+        decided = plan(groups, scores, limits, costs, asked)
+        spec, pruned, after, reached = _carried_out(model, decided, costs, request, trace_input)
+        if abs(reached - decided.reached) <= TOLERANCE or abs(reached - request.amount) <= TOLERANCE:
+            break
+        # Some products of activations became cheaper, too, than the layers' widths foretold.
+        asked = dataclasses.replace(asked, amount=asked.amount * request.amount / reached)
+    if review is not None:
+        decided = decide(decided, scores, limits, costs, request, review)
+        spec, pruned, after, reached = _carried_out(model, decided, costs, request, trace_input)
+    proof = verify(model, pruned, decided, spec, trace_input.outputs) if prove else None
+    rows = coverage(model, pruned, decided, costs)
+    _warn_unreached(rows)
+    if review is None:
+        _warn_missed(request, reached)
+    return PruneResult(
+        model=pruned,
+        spec=pruned.prune_spec,
+        step=spec,
+        coverage=rows,
+        proof=proof,
+        before=costs.totals,
+        after=after,
+        request=request,
+        reached=reached,
+        plan=decided,
+    )
+
+
+def _carried_out(
+    model: Model, decided: PrunePlan, costs: CostModel, request: Request, trace_input: TraceInput
+) -> tuple[PruneSpec, Model, Totals, float]:
+    """The plan's spec, the model that is left, what it costs, and the fraction that this saves."""
+    spec = spec_of(decided, type(model).__name__, model)
+    pruned = _cut(model, spec, trace_input)
+    after = _measure_pruned(pruned, trace_input)
+    return spec, pruned, after, _saved(costs.totals, after, request, decided.reached)
+
+
+def _saved(before: Totals, after: Totals, request: Request, planned: float) -> float:
+    """The fraction of the target's cost that went, as measured; as planned where channels are counted."""
+    if request.target == "channels":
+        return planned
+    old, new = (getattr(totals, request.target) for totals in (before, after))
+    return 1 - float(new) / float(old)
+
+
+def _cut(model: Model, spec: PruneSpec, trace_input: TraceInput) -> Model:
+    """A pruned copy that corrects no more calls than it must."""
+    pruned = prune_further(copy.deepcopy(model), spec)
+    if not pruned.prune_spec.corrections:
+        return pruned
+    try:
+        corrections = needed(copy.deepcopy(pruned).eval(), trace_input.outputs)
+    except MISFITS as error:
+        raise _misfit(error) from error
+    install(pruned, corrections)
+    recorded: PruneSpec = pruned.prune_spec  # type: ignore[assignment]
+    pruned.prune_spec = dataclasses.replace(recorded, corrections=corrections)
+    return pruned
+
+
+def find_groups(model: nn.Module, trace_input: TraceInput) -> tuple[Group, ...]:
+    """Groups of channels that go together; traced in float32 on a copy, autocast off."""
+    return trace_groups(in_float32(model), trace_input.outputs)
+
+
+def _warn_missed(request: Request, reached: float) -> None:
+    if abs(reached - request.amount) > 0.01:
+        held = "RATIOS, steps" if request.ratios else "steps"
+        logger.warning(
+            "AMOUNT %s of %s: reached %.3f, %+.3f off; %s of the groups and ROUND_TO %d allow no nearer",
+            request.amount, request.target, reached, reached - request.amount, held, request.round_to,
+        )  # fmt: skip
+
+
+def _warn_unreached(rows: Sequence[Coverage]) -> None:
+    names = [row.name for row in rows if row.reason == UNREACHED and row.before]
+    if names:
+        logger.warning(
+            "%d layers were not run by the forward pass that was traced: %s. If they read channels "
+            "that were removed (a branch that only training runs, say), they no longer fit: give a "
+            "forward_fn= that runs them too, or an adapter",
+            len(names),
+            ", ".join(names[:5]) + (", ..." if len(names) > 5 else ""),
+        )
+
+
+def _check_model(model: nn.Module) -> None:
+    if not any(True for _ in model.parameters()):
+        raise PruneError(f"{type(model).__name__} has no parameters: there is nothing to prune")
+    layers = {name: module for name, module in model.named_modules() if is_layer(module)}
+    statistics = ((f"{n}.{b}", t) for n, m in layers.items() for b, t in m.named_buffers(recurse=False))
+    for name, tensor in (*model.named_parameters(), *statistics):
+        # A finite sum has finite terms, and is had in one pass.
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            raise PruneError(f"{name} is not finite; refusing to prune")
+
+
+def _check_inputs(model: nn.Module, trace_input: TraceInput) -> None:
+    """The model runs as it is: if not, that is what is wrong, and not the trace."""
+    try:
+        with torch.no_grad():
+            trace_input.outputs(in_float32(model))
+    except PruneError:
+        raise
+    except MISFITS as error:
+        shapes = tree_map(lambda v: tuple(v.shape) if isinstance(v, torch.Tensor) else v, trace_input.inputs)
+        raise PruneError(
+            f"{type(model).__name__} does not run on example_inputs {shapes}: {error}; expected a tensor, or "
+            "a tuple or dict of arguments, that its forward takes (or a forward_fn= that calls it)"
+        ) from error
+
+
+def _measure_pruned(pruned: nn.Module, trace_input: TraceInput) -> Totals:
+    try:
+        return measure_model(pruned, trace_input).totals
+    except MISFITS as error:
+        raise _misfit(error) from error
+
+
+def _misfit(error: Exception) -> MisfitError:
+    return MisfitError(
+        f"the pruned model does not run: {error} (its code may count on a width; "
+        "keep the layers before that place whole with MODEL.PRUNING.PROTECT)"
+    )
+
+
+def measure_model(model: nn.Module, trace_input: TraceInput) -> CostModel:
+    """Costs of one image; counted on the meta device, at no cost for any size, where the model runs there."""
+    try:
+        return measure(on_meta(model).eval(), trace_input.inference)
+    except (NotImplementedError, RuntimeError) as error:
+        logger.info("counting on the model's own device: it does not run on meta (%s)", error)
+        return measure(copy.deepcopy(model).eval(), trace_input.inference)

@@ -1,0 +1,163 @@
+"""A plan tried one step at a time: prune that part, train for a little, evaluate, keep it or roll back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from detectron2.config import CfgNode
+
+from d2prune.checkpoint import build_from_cfg
+from d2prune.engine.settings import FINAL_FILE, trace_input_from_cfg
+from d2prune.errors import PruneError
+from d2prune.pruning import find_groups
+from d2prune.recipes.changes import changes_between
+from d2prune.recipes.execution import keys_of, request_of
+from d2prune.recipes.recipe import Plan, Step, narrowed
+from d2prune.recipes.what_if import outline
+from d2prune.report.record import read_report_json
+from d2prune.report.table import MISSING, aligned, quantity, signed
+
+logger = logging.getLogger(__name__)
+Scores = Mapping[str, float]
+TASKS = ("box_ap", "mask_ap")
+
+
+class _Trainer(Protocol):
+    def resume_or_load(self, resume: bool) -> None: ...
+
+    def train(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One step, tried.
+
+    Attributes:
+        step: its name.
+        verdict: "kept", "rolled back", or why it was not tried.
+        params: parameters left; None if it was not tried.
+        cut: AP by task right after the cut.
+        tuned: the same after the short training.
+        drop: the largest loss of AP against the baseline, in points; None if it was not tried.
+        folder: where the step's files are.
+    """
+
+    step: str
+    verdict: str
+    params: int | None = None
+    cut: Scores | None = None
+    tuned: Scores | None = None
+    drop: float | None = None
+    folder: str = ""
+
+
+def ablate(
+    cfg: CfgNode, plan: Plan, trainer: Callable[[CfgNode], _Trainer], allowed: float, alone: bool = False
+) -> tuple[Trial, ...]:
+    """Tries each step of ``plan``; what costs more AP than is allowed is rolled back.
+
+    Args:
+        cfg: of the baseline: MODEL.WEIGHTS its checkpoint, SOLVER the short training, OUTPUT_DIR a folder
+            that gets one folder a step.
+        plan: the steps, in the order of trying.
+        trainer: makes a trainer with :class:`d2prune.PruningMixin`, with an evaluator.
+        allowed: AP in points that a kept step may have lost against the baseline.
+        alone: start every step from the baseline; otherwise from the last one that was kept.
+
+    Raises:
+        PruneError: without MODEL.WEIGHTS, without an evaluation, or if a prune fails.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise PruneError("an ablation needs MODEL.WEIGHTS: the path of the trained baseline")
+    trials: list[Trial] = []
+    kept: list[Step] = []
+    weights, baseline = cfg.MODEL.WEIGHTS, None
+    for number, step in enumerate(plan.steps, 1):
+        start = _with(
+            cfg, {"MODEL.WEIGHTS": weights, "OUTPUT_DIR": str(Path(cfg.OUTPUT_DIR) / f"step{number}")}
+        )
+        steps = [step] if alone else [*kept, step]
+        keys = _pruning_keys(start, narrowed(cfg, steps))
+        if isinstance(keys, str):
+            trials.append(Trial(step.name, f"not tried: {keys}"))
+            continue
+        before, cut, tuned, params = _run(_with(start, keys), trainer)
+        baseline = baseline or before
+        drop = max(baseline[task] - tuned[task] for task in baseline)
+        good = drop <= allowed
+        verdict = "kept" if good else "rolled back"
+        trials.append(Trial(step.name, verdict, params, cut, tuned, drop, start.OUTPUT_DIR))
+        logger.info(
+            "step '%s': %s points of AP lost, %.1f allowed: %s", step.name, f"{drop:.1f}", allowed, verdict
+        )
+        if good and not alone:
+            kept.append(step)
+            weights = str(Path(start.OUTPUT_DIR) / FINAL_FILE)
+    return tuple(trials)
+
+
+def _pruning_keys(cfg: CfgNode, narrower: CfgNode) -> dict[str, Any] | str:
+    """MODEL.* keys that prune MODEL.WEIGHTS to ``narrower`` and train it; or why that can't be."""
+    model = build_from_cfg(cfg)
+    changes = changes_between(model, find_groups(model, trace_input_from_cfg(cfg, model)), outline(narrower))
+    inexact = cfg.MODEL.PRUNING.ALLOW_INEXACT
+    wrong = [change for change in changes if change.reason and not (inexact and change.group)]
+    if wrong:
+        return f"{wrong[0]} is not exact ({wrong[0].reason})"
+    keys = keys_of(request_of(cfg, model, changes, inexact))
+    return {**keys, "MODEL.PRUNE": True, "MODEL.FINETUNE": True}
+
+
+def _run(cfg: CfgNode, trainer: Callable[[CfgNode], _Trainer]) -> tuple[Scores, Scores, Scores, int]:
+    """AP before, after the cut and after training, and the parameters that are left."""
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    made = trainer(cfg)
+    made.resume_or_load(resume=False)
+    made.train()
+    report = read_report_json(cfg.OUTPUT_DIR) or {"stages": []}
+    stages = {stage["name"]: stage for stage in report["stages"]}
+    scores = [_scores(stages.get(name, {})) for name in ("baseline", "pruned", "fine-tuned")]
+    if not all(scores):
+        raise PruneError(
+            f"'{cfg.OUTPUT_DIR}': no AP to judge by; the trainer needs an evaluator, and DATASETS.TEST data"
+        )
+    return scores[0], scores[1], scores[2], stages["fine-tuned"]["params"]
+
+
+def _scores(stage: Mapping[str, Any]) -> dict[str, float]:
+    return {task: stage[task] for task in TASKS if stage.get(task) is not None}
+
+
+def _with(cfg: CfgNode, keys: Mapping[str, Any]) -> CfgNode:
+    out = cfg.clone()
+    out.defrost()
+    out.merge_from_list([x for pair in keys.items() for x in pair])
+    out.freeze()
+    return out
+
+
+def ablation_table(trials: Sequence[Trial]) -> str:
+    """The trials, and where to go on from."""
+    heads = ["step", "params", "AP after the cut", "trained", "loss", "verdict"]
+    body = [
+        [
+            trial.step,
+            quantity(trial.params),
+            _points(trial.cut),
+            _points(trial.tuned),
+            MISSING if trial.drop is None else signed(trial.drop),
+            trial.verdict,
+        ]
+        for trial in trials
+    ]
+    kept = [trial for trial in trials if trial.verdict == "kept"]
+    last = f"\nThe last step that was kept is in {kept[-1].folder} (pruned.yaml)" if kept else ""
+    return aligned([heads, *body], left=(0, 5)) + last
+
+
+def _points(scores: Scores | None) -> str:
+    return " / ".join(f"{value:.1f}" for value in scores.values()) if scores else MISSING

@@ -1,0 +1,71 @@
+"""A tensor-in, tensor-out view of a model, for people who drive torch-pruning (or torch.fx) themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from d2prune.adapters import TraceInput
+from d2prune.core.types import OUTPUT
+from d2prune.modeling.unfuse import unfused
+from d2prune.pruning import find_groups
+
+
+class Dense(nn.Module):
+    """``dense(images)`` gives the model's dense outputs, differentiable, training branches included.
+
+    Attributes:
+        model: the model itself, taken apart: what is cut here is cut there.
+        names: names of the outputs, in order.
+        output_layers: the layers whose channels are the outputs: torch-pruning's ``ignored_layers``.
+    """
+
+    def __init__(self, model: nn.Module, trace_input: TraceInput, output_layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.model = model
+        self.names: tuple[str, ...] = ()
+        self.output_layers = output_layers
+        self._trace_input = trace_input
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Maps (N, 3, H, W) raw pixels, 0..255, to the outputs called :attr:`names`."""
+        outputs: Mapping[str, Tensor] = self._trace_input.dense(self.model, images)
+        self.names = tuple(outputs)
+        return tuple(outputs.values())
+
+
+@contextmanager
+def traceable(model: nn.Module) -> Iterator[Dense]:
+    """Takes fused convolutions and frozen norms of ``model`` apart, in place, and undoes it at the end.
+
+    Inside, every float parameter requires a gradient and the model is in eval mode. Widths changed
+    inside are kept.
+
+        with d2prune.traceable(model) as f:
+            pruner = tp.pruner.MagnitudePruner(f, images, tp.importance.MagnitudeImportance(),
+                                               pruning_ratio=0.3, ignored_layers=f.output_layers)
+            pruner.step()
+
+    Raises:
+        PruneError: if no adapter is registered for the model's class.
+    """
+    trace_input = TraceInput(model)
+    fixed = [group for group in find_groups(model, trace_input) if group.fixed.startswith(OUTPUT)]
+    names = {path for group in fixed for path in group.producers}
+    training = model.training
+    frozen = [n for n, p in model.named_parameters() if p.is_floating_point() and not p.requires_grad]
+    try:
+        with unfused(model.eval()) as paths:
+            for parameter in model.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
+            yield Dense(model, trace_input, [module for module, path in paths.items() if path in names])
+    finally:
+        model.train(training)
+        if trace_input.adapter is not None:
+            trace_input.adapter.after_resize(model)
+        # By name: torch-pruning puts new parameters in the place of those it cuts.
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(name not in frozen)
