@@ -56,7 +56,7 @@ def write_report(
 def render(report: Mapping[str, Any], pictures: Sequence[PictureRow] = ()) -> str:
     """The report as HTML text; everything that comes from outside is escaped."""
     engine = Environment(
-        loader=PackageLoader("d2prune", "analysis"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("d2prune", "report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     engine.filters.update(quantity=quantity, png=_data_uri)

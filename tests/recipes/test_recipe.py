@@ -11,7 +11,7 @@ from d2prune.recipes import Plan, Step, narrowed, read_plan
 from d2prune.recipes.recipe import changes_of, write_narrowed
 from tests.tiny_lsknet import CONFIGS, tiny_lsk_cfg
 
-PLANS = sorted(str(path) for path in (CONFIGS / "plans").glob("*.yaml"))
+PLANS = sorted(str(path) for path in (CONFIGS / "recipes").glob("*.yaml"))
 FPN = Step("fpn", {"MODEL.FPN.OUT_CHANNELS": 24})
 
 
@@ -43,7 +43,7 @@ def test_the_plans_that_ship_fit_the_config(path):
 
 
 def test_plan_b_is_plan_c_without_the_gates():
-    b, c = (read_plan(str(CONFIGS / "plans" / f"{name}.yaml")) for name in "BC")
+    b, c = (read_plan(str(CONFIGS / "recipes" / f"{name}.yaml")) for name in "BC")
     assert (b.name, b.steps) == ("B", c.steps[:-1])
 
 

@@ -37,7 +37,7 @@ def whole():
 @pytest.mark.parametrize("name, percents", [("A", [11.87, 18.53]), ("C", [17.64, 24.31, 29.89, 31.41])])
 def test_the_plans_for_lsknet_s(name, percents):
     cfg = read_config(d2prune.get_cfg(), str(CONFIGS / "lsk_s_fpn_1x_dota_le90.yaml"))
-    result = what_if(cfg, read_plan(str(CONFIGS / "plans" / f"{name}.yaml")), ())
+    result = what_if(cfg, read_plan(str(CONFIGS / "recipes" / f"{name}.yaml")), ())
     assert result.before.params == WHOLE
     saved = [sum(row.saved.params for row in result.rows[:n]) for n in range(1, len(percents) + 1)]
     assert [round(100 * part / WHOLE, 2) for part in saved] == percents
