@@ -18,10 +18,9 @@ from torch import nn
 
 from d2prune.adapters import TraceInput
 from d2prune.core.cut.proof import ALLOWED, compare
-from d2prune.core.cut.spec import spec_of
 from d2prune.core.types import Group, PrunePlan
+from d2prune.cutting import cut_by_plan
 from d2prune.errors import MISFITS
-from d2prune.rebuild import prune_further
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +64,10 @@ def _try(model: nn.Module, groups: Sequence[Group], some: Sequence[int], trace_i
         for i, g in enumerate(groups)
     )
     plan = PrunePlan(tuple(groups), kept, ("",) * len(groups), 0.0)
-    spec = spec_of(plan, type(model).__name__, model)
     try:
+        spec, pruned = cut_by_plan(copy.deepcopy(model).double(), plan, trace_input)
         with torch.no_grad():
-            errors = compare(
-                model, prune_further(copy.deepcopy(model), spec), plan, spec, trace_input.outputs
-            )
+            errors = compare(model, pruned, plan, spec, trace_input.outputs)
     except MISFITS as error:
         return f"without one of its channels the model does not run ({str(error)[:120]})"
     worst = max(errors, key=lambda name: errors[name])

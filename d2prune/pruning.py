@@ -18,9 +18,8 @@ from d2prune.bisect import without_misfits
 from d2prune.core.copies import in_float32, on_meta
 from d2prune.core.cut.coverage import UNREACHED, coverage
 from d2prune.core.cut.proof import MisfitError, verify
-from d2prune.core.cut.spec import PruneSpec, spec_of
+from d2prune.core.cut.spec import PruneSpec
 from d2prune.core.layers.kinds import is_layer
-from d2prune.core.literals.corrections import install, needed
 from d2prune.core.plan.costs import CostModel, measure
 from d2prune.core.plan.criteria import score
 from d2prune.core.plan.limits import limits_of
@@ -28,8 +27,9 @@ from d2prune.core.plan.planner import TOLERANCE, check, plan
 from d2prune.core.plan.review import Review, decide
 from d2prune.core.trace.tracer import trace_groups
 from d2prune.core.types import Coverage, Group, Proof, PrunePlan, Request, Totals
+from d2prune.cutting import cut_by_plan, misfit
 from d2prune.errors import MISFITS, PruneError
-from d2prune.rebuild import prune_further
+from d2prune.rebuild import prune_further, spec_of_model
 
 Model = TypeVar("Model", bound=nn.Module)
 logger = logging.getLogger(__name__)
@@ -173,14 +173,16 @@ def _prune_groups(
     if review is not None:
         decided = decide(decided, scores, limits, costs, request, review)
         spec, pruned, after, reached = _carried_out(model, decided, costs, request, trace_input)
-    proof = verify(model, pruned, decided, spec, trace_input.outputs) if prove else None
+    # Factors of weights are exact in the proof's arithmetic only, so there they are applied in it.
+    exact = prune_further(copy.deepcopy(model).double(), spec) if spec.scales else pruned
+    proof = verify(model, exact, decided, spec, trace_input.outputs) if prove else None
     rows = coverage(model, pruned, decided, costs)
     _warn_unreached(rows)
     if review is None:
         _warn_missed(request, reached)
     return PruneResult(
         model=pruned,
-        spec=pruned.prune_spec,
+        spec=spec_of_model(pruned) or spec,
         step=spec,
         coverage=rows,
         proof=proof,
@@ -196,8 +198,7 @@ def _carried_out(
     model: Model, decided: PrunePlan, costs: CostModel, request: Request, trace_input: TraceInput
 ) -> tuple[PruneSpec, Model, Totals, float]:
     """The plan's spec, the model that is left, what it costs, and the fraction that this saves."""
-    spec = spec_of(decided, type(model).__name__, model)
-    pruned = _cut(model, spec, trace_input)
+    spec, pruned = cut_by_plan(model, decided, trace_input)
     after = _measure_pruned(pruned, trace_input)
     return spec, pruned, after, _saved(costs.totals, after, request, decided.reached)
 
@@ -208,21 +209,6 @@ def _saved(before: Totals, after: Totals, request: Request, planned: float) -> f
         return planned
     old, new = (getattr(totals, request.target) for totals in (before, after))
     return 1 - float(new) / float(old)
-
-
-def _cut(model: Model, spec: PruneSpec, trace_input: TraceInput) -> Model:
-    """A pruned copy that corrects no more calls than it must."""
-    pruned = prune_further(copy.deepcopy(model), spec)
-    if not pruned.prune_spec.corrections:
-        return pruned
-    try:
-        corrections = needed(copy.deepcopy(pruned).eval(), trace_input.outputs)
-    except MISFITS as error:
-        raise _misfit(error) from error
-    install(pruned, corrections)
-    recorded: PruneSpec = pruned.prune_spec  # type: ignore[assignment]
-    pruned.prune_spec = dataclasses.replace(recorded, corrections=corrections)
-    return pruned
 
 
 def find_groups(model: nn.Module, trace_input: TraceInput) -> tuple[Group, ...]:
@@ -281,14 +267,7 @@ def _measure_pruned(pruned: nn.Module, trace_input: TraceInput) -> Totals:
     try:
         return measure_model(pruned, trace_input).totals
     except MISFITS as error:
-        raise _misfit(error) from error
-
-
-def _misfit(error: Exception) -> MisfitError:
-    return MisfitError(
-        f"the pruned model does not run: {error} (its code may count on a width; "
-        "keep the layers before that place whole with MODEL.PRUNING.PROTECT)"
-    )
+        raise misfit(error) from error
 
 
 def measure_model(model: nn.Module, trace_input: TraceInput) -> CostModel:

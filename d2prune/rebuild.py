@@ -12,7 +12,8 @@ from d2prune.adapters import Adapter, find_adapter
 from d2prune.core.cut.spec import PruneSpec, compose
 from d2prune.core.cut.surgery import resize
 from d2prune.core.layers.kinds import ConvNd, Keep, axis_width
-from d2prune.core.literals.corrections import install
+from d2prune.core.literals.settle import apply_changes, check_changes
+from d2prune.core.literals.version1 import install
 from d2prune.errors import PruneError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -21,6 +22,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def spec_of_model(model: nn.Module) -> PruneSpec | None:
     """The spec that ``model`` was pruned or rebuilt by; None for an unpruned model."""
     spec = getattr(model, "prune_spec", None)
+    if isinstance(spec, dict):  # of an unpickled model
+        return PruneSpec.from_dict(spec)
     return spec if isinstance(spec, PruneSpec) else None
 
 
@@ -48,7 +51,9 @@ def prune_further(model: Model, spec: PruneSpec) -> Model:
 
 def _apply(model: Model, spec: PruneSpec, recorded: PruneSpec) -> Model:
     adapter = find_adapter(model) or Adapter()
+    check_changes(model, spec.code)
     resize(model, _fit(model, spec, adapter.training_only(model)))
+    apply_changes(model, spec.code)
     install(model, recorded.corrections)
     model.prune_spec = recorded
     adapter.after_resize(model)
@@ -65,6 +70,11 @@ def _inside(model: nn.Module, branch: str) -> list[str]:
 
 def _compose(model: nn.Module, before: PruneSpec, spec: PruneSpec) -> PruneSpec:
     """``before``, then ``spec``; training-only layers may have come or gone since ``before``."""
+    if before.corrections:
+        raise PruneError(
+            f"this {before.base} was pruned by a spec of version 1, whose corrections can't be pruned "
+            "further: prune the unpruned model again"
+        )
     both = compose(before, spec)
     layers, widths = dict(both.layers), dict(both.widths)
     for branch, source in (find_adapter(model) or Adapter()).training_only(model).items():

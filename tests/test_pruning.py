@@ -241,22 +241,22 @@ class Repeats(Net):
         return self.head(x)
 
 
-def test_a_width_that_the_code_repeats_is_corrected(tmp_path):
+def test_a_width_that_the_code_repeats_is_changed(tmp_path):
     result = prune(Repeats(), 0.2, allocation="uniform", example_inputs=images())
     (row,) = (row for row in result.coverage if row.name == "plain")
     assert result.proof.exact and row.status == "pruned"
-    ((correction,),) = result.spec.corrections.values()
-    assert correction.given == (row.after,) and correction.repeat.asked == (16,)
+    ((change,),) = result.spec.calls.values()
+    assert change.numbers == ((1, row.after),) and change.text.endswith(".view(-1, 16, 16, 16)")
     d2prune.save(result, tmp_path / "p.pth")
     loaded, x = d2prune.load(tmp_path / "p.pth", Repeats()), images()
     assert torch.equal(loaded.eval()(x), result.model.eval()(x))
 
 
-def test_corrections_follow_a_second_prune():
+def test_changed_calls_follow_a_second_prune():
     first = prune(Repeats(), 0.2, allocation="uniform", example_inputs=images())
     second = prune(first.model, 0.2, allocation="uniform", example_inputs=images())
-    ((correction,),) = second.spec.corrections.values()
-    assert correction.repeat.asked == (16,) and correction.given == (second.model.plain.out_channels,)
+    ((change,),) = second.spec.calls.values()
+    assert change.numbers == ((1, second.model.plain.out_channels),)
     assert second.proof.exact and rebuild(Repeats(), second.spec)(images()).shape == (1, 4, 16, 16)
 
 

@@ -71,6 +71,8 @@ def _like(value: Any, model: nn.Module) -> Any:
     """A float tensor on the model's device and in its dtype; other values as they are."""
     if not isinstance(value, Tensor):
         return value
+    if value.is_inference() and not torch.is_inference_mode_enabled():
+        value = value.clone()  # autograd takes part in finding what makes the keys of attention
     parameter = next(model.parameters())
     if value.is_meta and not parameter.is_meta:
         value = torch.zeros_like(value, device=parameter.device)

@@ -19,60 +19,49 @@ Site = tuple[str, Axis]
 
 
 @dataclass(frozen=True)
-class Repeat:
-    """Numbers of channels that a module's code names: in ``view(b, n, 12, 64)``, say, 64.
+class SizeLiteral:
+    """Numbers of channels that a call in a module's forward names: in ``view(b, n, 12, 64)``, say, 64.
 
     Attributes:
-        kind: "view" (sizes of the result), "slice" and "split" (places on the input), or "scale" (a
+        kind: "view" (a size of the result), "slice" and "split" (places on the input), or "scale" (a
             width that attention derives its scale from).
-        dims: number of dimensions of the tensor they are of.
+        dims: number of dimensions of the tensor that they are of.
         dim: which of these.
         size: of that dimension.
-        asked: the numbers: a size; first and end of a slice; lengths of a split; none of a scale.
-        hole: which dimension of the same view is left to be worked out by -1; -1 where none is.
-        beside: the whole shape that the view asked for, with what -1 came to.
-        unlike: such shapes of the same module's views that name the number for something else.
+        numbers: a size; first and end of a slice; lengths of a split; none of a scale.
+        inferred_dim: which dimension of the same view is left to be worked out by -1; -1 where none is.
     """
 
     kind: str
     dims: int
     dim: int
     size: int
-    asked: tuple[int, ...]
-    hole: int = -1
-    beside: tuple[int, ...] = ()
-    unlike: tuple[tuple[int, ...], ...] = ()
+    numbers: tuple[int, ...]
+    inferred_dim: int = -1
 
 
-@dataclass(frozen=True)
-class Correction:
-    """What a pruned model makes of a Repeat: the size its dimension has now, and the numbers."""
-
-    repeat: Repeat
-    size: int
-    given: tuple[int, ...]
+CallKey = tuple[str, int]
+"""(dotted path of a module, which call of its forward that can name numbers, counted from 0)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Mention:
-    """A Repeat of a module, and the positions on its dimension that each unit of a group has.
+class LiteralUse:
+    """A literal of a call, and the positions on its dimension that each unit of a group has.
 
     Attributes:
-        module: dotted path of the module whose forward names the numbers.
-        repeat: which.
-        number: tells apart tensors with other channels of which it names the same.
+        call: which call names it.
+        literal: what is named; its numbers may know the attributes that they come from.
         indices: (U, K) positions; row u belongs to unit u.
     """
 
-    module: str
-    repeat: Repeat
-    number: int
+    call: CallKey
+    literal: SizeLiteral
     indices: Indices
 
     @property
-    def key(self) -> tuple[str, Repeat, int]:
+    def key(self) -> tuple[CallKey, SizeLiteral]:
         """What it is about."""
-        return self.module, self.repeat, self.number
+        return self.call, self.literal
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +100,7 @@ class Group:
         inexact: why removal can't equal masking (LayerNorm); empty when it does.
         contracted: activations are multiplied with each other and summed over these channels (queries and
             keys, say), so besides weights that read them there are products that do.
-        mentions: where the model's code names these channels by number.
+        literals: where the model's code names these channels by number.
     """
 
     name: str
@@ -120,7 +109,7 @@ class Group:
     fixed: str = ""
     inexact: str = ""
     contracted: bool = False
-    mentions: tuple[Mention, ...] = ()
+    literals: tuple[LiteralUse, ...] = ()
 
     @property
     def units(self) -> int:

@@ -55,7 +55,7 @@ def test_an_unknown_base_is_named(pruned_cfg, base):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"version": 1}', '{"version": 2, "base": "A", "layers": {}}']
+    "text", ["", "{", "[]", '{"version": 1}', '{"version": 3, "base": "A", "layers": {}}']
 )
 def test_a_damaged_spec_is_named(pruned_cfg, tmp_path, text):
     (tmp_path / record.SPEC_FILE).write_text(text)

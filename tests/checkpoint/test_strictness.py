@@ -61,7 +61,7 @@ def test_a_pruned_file_is_not_half_loaded_into_an_unpruned_model(saved):
         tiny_model(),
         saved,
         re.escape(
-            f"'{saved}' is a pruned checkpoint (spec version 1, base BlendMask); the model to load "
+            f"'{saved}' is a pruned checkpoint (spec version 2, base BlendMask); the model to load "
             "is an unpruned BlendMask"
         ),
     )
@@ -71,7 +71,7 @@ def test_another_class_is_named(saved):
     other = tiny_model("MODEL.META_ARCHITECTURE", "OneStageDetector")
     before = snapshot(other)
     expected = re.escape(
-        f"'{saved}' is a pruned checkpoint (spec version 1, base BlendMask); the model to load is an "
+        f"'{saved}' is a pruned checkpoint (spec version 2, base BlendMask); the model to load is an "
         "unpruned OneStageDetector"
     )
     untouched(other, saved, expected)

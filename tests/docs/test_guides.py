@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import linecache
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +45,14 @@ def in_the_other_language(page: Path) -> Path:
 
 def compiled(page: Path, block: Block):
     padding = "\n" * (block.line - 1)  # so that a traceback names the line of the page
-    return compile(padding + block.code, str(page), "exec")
+    source, name = padding + block.code, f"{page}, line {block.line}"
+    linecache.cache[name] = (
+        len(source),
+        None,
+        source.splitlines(keepends=True),
+        name,
+    )  # as a notebook's cells
+    return compile(source, name, "exec")
 
 
 @pytest.mark.parametrize("page", ENGLISH, ids=lambda page: page.stem)

@@ -261,6 +261,6 @@ def test_a_pruned_file_of_another_class_is_refused(data, pruned, tmp_path):
     other = ("MODEL.META_ARCHITECTURE", "OneStageDetector")
     weights = ("MODEL.WEIGHTS", str(pruned / "model_pruned.pth"))
     assert text_for(*TUNE, *other, *weights)(tmp_path) == (
-        f"'{pruned / 'model_pruned.pth'}' is a pruned checkpoint (spec version 1, base BlendMask); "
+        f"'{pruned / 'model_pruned.pth'}' is a pruned checkpoint (spec version 2, base BlendMask); "
         "the model to load is an unpruned OneStageDetector"
     )

@@ -23,6 +23,7 @@ RANKS = {
     "adapters": 2,
     "data": 2,
     "rebuild": 3,
+    "cutting": 4,
     "bisect": 4,
     "pruning": 5,
     "traceable": 6,

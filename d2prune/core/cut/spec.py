@@ -12,11 +12,14 @@ from typing import Any
 from torch import nn
 
 from d2prune.core.layers.kinds import Keep, groups_after, module_at, widths_of
-from d2prune.core.literals.calls import corrected, positions
-from d2prune.core.types import Axis, Correction, PrunePlan, Repeat, Site
+from d2prune.core.literals.scales import Ranges, combined
+from d2prune.core.literals.settle import Attributes, CodeChanges
+from d2prune.core.literals.sites import CallChange, merged
+from d2prune.core.literals.version1 import Correction
+from d2prune.core.types import Axis, PrunePlan, Site
 from d2prune.errors import PruneError
 
-VERSION = 1
+VERSION = 2
 AXES: tuple[Axis, Axis] = ("out", "in")
 
 
@@ -29,29 +32,52 @@ class PruneSpec:
         layers: what stays of each layer that changed, by its dotted path. Positions are those of
             the unpruned layer; the widths follow from them.
         widths: (out, in) of each such layer before pruning; None for an axis that stays whole.
-        corrections: by module, the numbers of channels that its code names and what they become.
+        attributes: by module, integer attributes that name a width: (before, after).
+        scales: by layer, ranges of the output channels left, and what their weights are multiplied by.
+        calls: by module, the calls in its code that name other numbers now.
+        corrections: what version 1 had in place of the last three.
         version: of this format.
+        written_by: versions of the packages that made it.
     """
 
     base: str
     layers: Mapping[str, Keep] = field(default_factory=dict)
     widths: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    attributes: Attributes = field(default_factory=dict)
+    scales: Mapping[str, Ranges] = field(default_factory=dict)
+    calls: Mapping[str, tuple[CallChange, ...]] = field(default_factory=dict)
     corrections: Mapping[str, tuple[Correction, ...]] = field(default_factory=dict)
     version: int = VERSION
+    written_by: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def code(self) -> CodeChanges:
+        """What changes besides widths."""
+        return CodeChanges(self.attributes, self.scales, self.calls)
+
+    def with_code(self, code: CodeChanges) -> PruneSpec:
+        """The spec with these changes besides widths."""
+        return dataclasses.replace(self, attributes=code.attributes, scales=code.scales, calls=code.calls)
 
     def to_json(self) -> str:
-        """One layer a line, so that two specs can be compared with diff."""
-        rows = [
-            f"  {json.dumps(name)}: {json.dumps(_row(keep, self.widths[name]))}"
-            for name, keep in self.layers.items()
-        ]
-        head = f'{{"version": {self.version}, "base": {json.dumps(self.base)}, "layers": {{\n'
-        code = [
-            f"  {json.dumps(name)}: {json.dumps([_numbers(c) for c in corrections])}"
-            for name, corrections in self.corrections.items()
-        ]
-        tail = ', "corrections": {\n' + ",\n".join(code) + "\n}" if code else ""
-        return head + ",\n".join(rows) + "\n}" + tail + "}\n"
+        """One layer or module a line, so that two specs can be compared with diff."""
+        parts: dict[str, dict[str, Any]] = {
+            "layers": {name: _row(keep, self.widths[name]) for name, keep in self.layers.items()},
+            "attributes": {module: dict(values) for module, values in self.attributes.items()},
+            "scales": dict(self.scales),
+            "calls": {module: [vars(call) for call in calls] for module, calls in self.calls.items()},
+            "corrections": {m: [c.to_row() for c in rows] for m, rows in self.corrections.items()},
+        }
+        head = {"version": self.version, "base": self.base, "written_by": dict(self.written_by)}
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items() if value]
+        lines += [f"{json.dumps(k)}: {_table(rows)}" for k, rows in parts.items() if rows or k == "layers"]
+        return "{" + ",\n".join(lines) + "}\n"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (self.to_dict(),)  # so that pickled models need no d2prune
+
+    def __deepcopy__(self, memo: object) -> PruneSpec:
+        return self
 
     @classmethod
     def from_json(cls, text: str) -> PruneSpec:
@@ -76,18 +102,52 @@ class PruneSpec:
         """Reads :meth:`to_dict`'s data; raises PruneError as :meth:`from_json` does."""
         if not isinstance(data, dict) or not {"version", "base", "layers"} <= set(data):
             raise PruneError("not a pruning spec: expected the keys version, base, layers")
-        if data["version"] != VERSION:
+        if data["version"] not in (1, VERSION):
             raise PruneError(
-                f"pruning spec version is {data['version']!r}; this d2prune reads version {VERSION}"
+                f"pruning spec version is {data['version']!r}; this d2prune reads versions 1 and {VERSION}"
             )
         try:
             layers = {name: _keep(row) for name, row in data["layers"].items()}
             widths = {name: (_before(row, "out"), _before(row, "in")) for name, row in data["layers"].items()}
-            given = data.get("corrections", {}).items()
-            corrections = {name: tuple(_correction(row) for row in rows) for name, rows in given}
+            code = _code(data)
+            old = data.get("corrections", {}).items()
+            corrections = {name: tuple(Correction.from_row(row) for row in rows) for name, rows in old}
+            written_by = {str(k): str(v) for k, v in data.get("written_by", {}).items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PruneError(f"not a pruning spec: a layer's row is malformed ({error!r})") from error
-        return cls(str(data["base"]), layers, widths, corrections)
+        base, version = str(data["base"]), data["version"]
+        spec = cls(base, layers, widths, corrections=corrections, version=version, written_by=written_by)
+        return spec.with_code(code)
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    return (
+        "{\n" + ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()) + "\n}"
+    )
+
+
+def _code(data: Mapping[str, Any]) -> CodeChanges:
+    def pair(values: Sequence[Any]) -> tuple[int, int]:
+        before, after = values
+        return _whole(before), _whole(after)
+
+    def scale(values: Sequence[Any]) -> tuple[int, int, float]:
+        start, stop, factor = values
+        return _whole(start), _whole(stop), float(factor)
+
+    def call(row: Mapping[str, Any]) -> CallChange:
+        functions = tuple(str(name) for name in row["functions"])
+        numbers = tuple(
+            (_whole(place), number if type(number) is float else _whole(number))
+            for place, number in row["numbers"]
+        )
+        return CallChange(functions, _whole(row["line"]), _whole(row["ordinal"]), str(row["text"]), numbers)
+
+    return CodeChanges(
+        {m: {str(n): pair(v) for n, v in values.items()} for m, values in data.get("attributes", {}).items()},
+        {layer: tuple(scale(v) for v in rows) for layer, rows in data.get("scales", {}).items()},
+        {module: tuple(call(row) for row in rows) for module, rows in data.get("calls", {}).items()},
+    )
 
 
 def _row(keep: Keep, widths: tuple[int | None, int | None]) -> dict[str, Any]:
@@ -98,20 +158,6 @@ def _row(keep: Keep, widths: tuple[int | None, int | None]) -> dict[str, Any]:
     if keep.groups is not None:
         row["groups"] = keep.groups
     return row
-
-
-def _numbers(correction: Correction) -> list[Any]:
-    r = correction.repeat
-    shapes = [list(r.beside), [list(shape) for shape in r.unlike]]
-    place = [r.dims, r.dim, r.size, list(r.asked), r.hole]
-    return [r.kind, *place, *shapes, correction.size, list(correction.given)]
-
-
-def _correction(row: Sequence[Any]) -> Correction:
-    kind, dims, dim, size, asked, hole, beside, unlike, now, given = row
-    place, shapes = (_whole(dims), _whole(dim), _whole(size)), tuple(_wholes(shape) for shape in unlike)
-    before = Repeat(str(kind), *place, _wholes(asked), _whole(hole), _wholes(beside), shapes)
-    return Correction(before, _whole(now), _wholes(given))
 
 
 def _keep(row: Mapping[str, Any]) -> Keep:
@@ -145,13 +191,10 @@ def _before(row: Mapping[str, Any], axis: str) -> int | None:
 def spec_of(plan: PrunePlan, base: str, model: nn.Module) -> PruneSpec:
     """The spec that carries out ``plan`` on ``model``."""
     gone: dict[Site, set[int]] = defaultdict(set)
-    unnamed: dict[tuple[str, Repeat, int], set[int]] = defaultdict(set)
     for group, kept in zip(plan.groups, plan.kept, strict=True):
         removed = sorted(set(range(group.units)) - set(kept.tolist()))
         for member in group.members if removed else ():
             gone[member.site] |= set(member.indices[removed].ravel().tolist())
-        for mention in group.mentions if removed else ():
-            unnamed[mention.key] |= set(mention.indices[removed].ravel().tolist())
     layers, widths = {}, {}
     for name in dict.fromkeys(layer for layer, _ in gone):
         before = widths_of(model, name)
@@ -164,16 +207,7 @@ def spec_of(plan: PrunePlan, base: str, model: nn.Module) -> PruneSpec:
         groups = groups_after(module_at(model, name), len(out)) if out is not None else None
         layers[name] = Keep(out, inp, groups)
         widths[name] = (before[0] if out is not None else None, before[1] if inp is not None else None)
-    return PruneSpec(base, layers, widths, _corrections(unnamed))
-
-
-def _corrections(gone: Mapping[tuple[str, Repeat, int], set[int]]) -> dict[str, tuple[Correction, ...]]:
-    """What the numbers that code names become once these positions of their dimensions are gone."""
-    found: dict[str, dict[Correction, None]] = defaultdict(dict)
-    for (module, repeat, _), places in gone.items():
-        left = [p - sum(g < p for g in places) for p in positions(repeat)]
-        found[module][Correction(repeat, repeat.size - len(places), corrected(repeat, left))] = None
-    return {module: tuple(corrections) for module, corrections in found.items()}
+    return PruneSpec(base, layers, widths)
 
 
 def compose(first: PruneSpec, second: PruneSpec) -> PruneSpec:
@@ -189,33 +223,27 @@ def compose(first: PruneSpec, second: PruneSpec) -> PruneSpec:
             old if old is not None else new
             for old, new in zip(widths[name], second.widths[name], strict=True)
         )
-    modules = dict.fromkeys([*first.corrections, *second.corrections])
-    corrections = {m: _follow(first.corrections.get(m, ()), second.corrections.get(m, ())) for m in modules}
-    return PruneSpec(first.base, layers, widths, corrections)
+    both = PruneSpec(first.base, layers, widths, written_by=second.written_by or first.written_by)
+    return both.with_code(_composed(first, second))
 
 
-def _follow(first: Iterable[Correction], second: Iterable[Correction]) -> tuple[Correction, ...]:
-    """Corrections of what was corrected before; numbers that only the later ones change stay beside them."""
-    both: list[Correction] = []
-    followed: set[Correction] = set()
-    for old in first:
-        seen = dataclasses.replace(_placed(old.repeat), size=old.size, asked=old.given)  # as the code has it
-        later = [new for new in second if _placed(new.repeat) == seen]
-        later = [new for new in later if new.repeat.beside == _after(old.repeat.beside, first)] or later
-        both += [dataclasses.replace(new, repeat=old.repeat) for new in later] or [old]
-        followed.update(later)
-    return (*both, *(new for new in second if new not in followed))
-
-
-def _placed(repeat: Repeat) -> Repeat:
-    """It, without the views that it was seen in."""
-    return dataclasses.replace(repeat, beside=(), unlike=())
-
-
-def _after(shape: tuple[int, ...], corrections: Iterable[Correction]) -> tuple[int, ...]:
-    """What a view's shape has become."""
-    given = {c.repeat.dim: c.given[0] for c in corrections if shape and c.repeat.beside == shape}
-    return tuple(given.get(dim, size) for dim, size in enumerate(shape))
+def _composed(first: PruneSpec, second: PruneSpec) -> CodeChanges:
+    """The changes of ``first`` followed by those of ``second``."""
+    attributes = {module: dict(values) for module, values in first.attributes.items()}
+    for module, values in second.attributes.items():
+        known = attributes.setdefault(module, {})
+        known.update({name: (known.get(name, pair)[0], pair[1]) for name, pair in values.items()})
+    modules = dict.fromkeys([*first.calls, *second.calls])
+    calls = {m: merged(first.calls.get(m, ()), second.calls.get(m, ())) for m in modules}
+    scales = {}
+    for layer in dict.fromkeys([*first.scales, *second.scales]):
+        kept = second.layers.get(layer, Keep()).out
+        width = second.widths[layer][0] if kept is not None else None
+        ends = [stop for rows in (first.scales, second.scales) for _, stop, _ in rows.get(layer, ())]
+        scales[layer] = combined(
+            width or max(ends), first.scales.get(layer, ()), kept, second.scales.get(layer, ())
+        )
+    return CodeChanges(attributes, scales, calls)
 
 
 def _chain(old: tuple[int, ...] | None, new: tuple[int, ...] | None) -> tuple[int, ...] | None:

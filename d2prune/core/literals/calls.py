@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from d2prune.core.types import Repeat
+from d2prune.core.literals.tracked import Expression, attributes_in, expression_of
+from d2prune.core.types import CallKey, SizeLiteral
 
 Numbers = tuple[int, ...]
 
@@ -23,29 +29,68 @@ class Call:
 
     Attributes:
         tensor: whose dimensions they are; None for the result's.
-        asked: one for each dimension on which it names any.
-        fits: whether the tensor can be had with these numbers, in the order of ``asked``.
-        redo: makes the call with other numbers, in the order of ``asked``.
-        rest: what -1, with these numbers, comes to: a wrong number may pass unnoticed; None without -1.
+        literals: one for each dimension on which it names any.
+        redo: makes the call with other numbers, in the order of ``literals``.
+        fits: whether the tensor can be had with these numbers, in the same order.
+        inferred: what -1 comes to with these numbers; None without -1.
         shape: what a view asks for, all its dimensions; () for calls of other kinds.
+        places: of a view, which of the sizes in its arguments each literal is.
+        key: of attention, its keys.
     """
 
     tensor: Tensor | None
-    asked: tuple[Repeat, ...]
-    fits: Callable[[Sequence[Numbers]], bool]
+    literals: tuple[SizeLiteral, ...]
     redo: Callable[[Sequence[Numbers]], Any]
-    rest: Callable[[Sequence[Numbers]], int] | None = None
+    fits: Callable[[Sequence[Numbers]], bool] = lambda numbers: True
+    inferred: Callable[[Sequence[Numbers]], int] | None = None
     shape: Numbers = ()
+    places: Numbers = ()
+    key: Tensor | None = None
 
-    def resolved(self, numbers: Sequence[Numbers]) -> Numbers:
-        """The shape, with what -1 comes to."""
-        rest = -1 if self.rest is None else self.rest(numbers)
-        return tuple(rest if size == -1 else size for size in self.shape)
 
-    @property
-    def certain(self) -> bool:
-        """Whether a call that fits is right as it is."""
-        return self.tensor is None and self.rest is None
+class NumberedCalls(TorchFunctionMode):
+    """Sees calls as the model's code makes them, and counts those of each module that can name numbers.
+
+    Args:
+        path: names of the modules whose forwards run, the innermost last (:func:`following_path`).
+    """
+
+    def __init__(self, path: list[str]) -> None:
+        super().__init__()
+        self._path = path
+        self._made: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in _READERS or not args:
+            return func(*args, **kwargs)
+        module = self._path[-1]
+        key = (module, self._made[module])
+        self._made[module] += 1
+        call = read(func, args, kwargs)
+        return func(*args, **kwargs) if call is None else self.make(key, call, lambda: func(*args, **kwargs))
+
+    def make(self, key: CallKey, call: Call, redo: Callable[[], Any]) -> Any:
+        """Make the call; ``redo()`` makes it as the code has it."""
+        raise NotImplementedError
+
+
+@contextmanager
+def following_path(model: nn.Module, path: list[str]) -> Iterator[None]:
+    """Keep ``path`` at the names of the modules of ``model`` whose forwards run."""
+
+    def leave(*_: Any) -> None:
+        path.pop()
+
+    hooks: list[Any] = []
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: path.append(name)))
+        hooks.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def read(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
@@ -54,19 +99,34 @@ def read(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | No
     return reader(func, args, kwargs) if reader is not None and args else None
 
 
-def positions(repeat: Repeat) -> Numbers:
+def positions(literal: SizeLiteral) -> Numbers:
     """The places on its dimension that the numbers mean, in rising order."""
-    if repeat.kind == "split":
-        lengths = repeat.asked if len(repeat.asked) > 1 else _equal(repeat.size, repeat.asked[0])
+    if literal.kind == "split":
+        lengths = literal.numbers if len(literal.numbers) > 1 else _equal(literal.size, literal.numbers[0])
         return tuple(accumulate(lengths))
-    return repeat.asked
+    return literal.numbers
 
 
-def corrected(repeat: Repeat, places: Sequence[int]) -> Numbers:
-    """The numbers that mean other places."""
-    if repeat.kind == "split":
-        return tuple(b - a for a, b in zip([0, *places[:-1]], places, strict=True))
-    return tuple(places)
+def numbers_for(literal: SizeLiteral, places: Sequence[int]) -> Numbers:
+    """The numbers that mean other places; equal lengths of a split stay one number where that says it."""
+    if literal.kind != "split":
+        return tuple(places)
+    lengths = tuple(b - a for a, b in zip([0, *places[:-1]], places, strict=True))
+    one = len(literal.numbers) == 1 and len(set(lengths[:-1])) <= 1 and lengths[-1] <= lengths[0]
+    return lengths[:1] if one else lengths
+
+
+def counted_by(
+    literal: SizeLiteral, ids: NDArray[np.int64]
+) -> Iterator[tuple[Expression, NDArray[np.int64]]]:
+    """The labels that each number counts which comes from an attribute, and how it comes from it."""
+    ends = positions(literal)
+    starts = (0, *ends[:-1]) if literal.kind == "split" else (0,) * len(ends)
+    numbers = literal.numbers if len(literal.numbers) == len(ends) else literal.numbers * len(ends)
+    for number, start, end in zip(numbers, starts, ends, strict=True):
+        expression = expression_of(number)
+        if attributes_in(expression):
+            yield expression, ids[start:end]
 
 
 def _equal(size: int, length: int) -> list[int]:
@@ -84,11 +144,13 @@ def _given(args: Sequence[Any], kwargs: Mapping[str, Any], place: int, name: str
     return args[place] if len(args) > place else kwargs.get(name, default)
 
 
-def _sizes(kind: str, shape: Sequence[int], first: int, dims: int) -> tuple[tuple[Repeat, ...], list[int]]:
-    """One Repeat for each number of a shape that is not -1, and the places where these stand."""
+def _sizes(
+    kind: str, shape: Sequence[int], first: int, dims: int
+) -> tuple[tuple[SizeLiteral, ...], list[int]]:
+    """One SizeLiteral for each number of a shape that is not -1, and the places where these stand."""
     where = [i for i, size in enumerate(shape) if isinstance(size, int) and size != -1]
-    hole = first + shape.index(-1) if -1 in shape else -1
-    return tuple(Repeat(kind, dims, first + i, shape[i], (shape[i],), hole) for i in where), where
+    inferred = first + shape.index(-1) if -1 in shape else -1
+    return tuple(SizeLiteral(kind, dims, first + i, shape[i], (shape[i],), inferred) for i in where), where
 
 
 def _replaced(shape: Sequence[int], where: Sequence[int], numbers: Sequence[Numbers]) -> tuple[int, ...]:
@@ -107,17 +169,17 @@ def _shaped(
     x_count: int, shape: Sequence[int], redo: Callable[[Any], Any], head: Numbers = (), tail: Numbers = ()
 ) -> Call:
     """A call that gives ``x_count`` elements a shape, between dimensions that stay as they are."""
-    asked, where = _sizes("view", shape, len(head), len(head) + len(shape) + len(tail))
+    literals, where = _sizes("view", shape, len(head), len(head) + len(shape) + len(tail))
 
-    def rest(numbers: Sequence[Numbers]) -> int:
+    def inferred(numbers: Sequence[Numbers]) -> int:
         return -x_count // math.prod(_replaced(shape, where, numbers))
 
     return Call(
-        None, asked,
-        lambda numbers: _fills(x_count, _replaced(shape, where, numbers)),
+        None, literals,
         lambda numbers: redo(_replaced(shape, where, numbers)),
-        rest if -1 in shape else None,
-        (*head, *shape, *tail),
+        lambda numbers: _fills(x_count, _replaced(shape, where, numbers)),
+        inferred if -1 in shape else None,
+        (*head, *shape, *tail), tuple(where),
     )  # fmt: skip
 
 
@@ -139,7 +201,7 @@ def _expand(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call |
     x, shape = args[0], _ints(args[1:] or tuple(kwargs.values()))
     if shape is None:
         return None
-    asked, where = _sizes("view", shape, 0, len(shape))
+    literals, where = _sizes("view", shape, 0, len(shape))
     old = (1,) * (len(shape) - x.dim()) + tuple(x.shape)
 
     def fits(numbers: Sequence[Numbers]) -> bool:
@@ -147,21 +209,22 @@ def _expand(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call |
         return all(b in (-1, a) or a == 1 for a, b in zip(old, new, strict=True))
 
     return Call(
-        None, asked, fits, lambda numbers: x.expand(_replaced(shape, where, numbers)), shape=tuple(shape)
-    )
+        None, literals, lambda numbers: x.expand(_replaced(shape, where, numbers)), fits,
+        shape=tuple(shape), places=tuple(where),
+    )  # fmt: skip
 
 
-def _parts(x: Tensor, repeat: Repeat, redo: Callable[[Numbers], Any]) -> Call:
+def _parts(x: Tensor, literal: SizeLiteral, redo: Callable[[Numbers], Any]) -> Call:
     """Parts of one dimension; what is asked for is looked up by the dimension's size."""
-    return Call(x, (repeat,), lambda numbers: True, lambda numbers: redo(numbers[0]))
+    return Call(x, (literal,), lambda numbers: redo(numbers[0]))
 
 
 def _split(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
     x, dim = args[0], _given(args, kwargs, 2, "dim", 0) % args[0].dim()
     sizes = args[1] if len(args) > 1 else next(v for k, v in kwargs.items() if k.startswith("split_size"))
-    asked = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-    repeat = Repeat("split", x.dim(), dim, x.shape[dim], asked)
-    return _parts(x, repeat, lambda given: torch.split(x, list(given), dim))
+    numbers = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    literal = SizeLiteral("split", x.dim(), dim, x.shape[dim], numbers)
+    return _parts(x, literal, lambda new: torch.split(x, new[0] if len(new) == 1 else list(new), dim))
 
 
 def _narrow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
@@ -169,8 +232,8 @@ def _narrow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call |
     dim, start, length = (_given(args, kwargs, i, n) for i, n in ((1, "dim"), (2, "start"), (3, "length")))
     if isinstance(start, Tensor):
         return None
-    repeat = Repeat("slice", x.dim(), dim % x.dim(), x.shape[dim], (start, start + length))
-    return _parts(x, repeat, lambda given: func(x, dim, given[0], given[1] - given[0]))
+    literal = SizeLiteral("slice", x.dim(), dim % x.dim(), x.shape[dim], (start, start + length))
+    return _parts(x, literal, lambda new: func(x, dim, new[0], new[1] - new[0]))
 
 
 def _item(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
@@ -191,16 +254,16 @@ def _item(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | N
         return None
     ((place, dim, bounds),) = cut
     size = x.shape[dim]
-    start, stop = bounds.start or 0, size if bounds.stop is None else bounds.stop
-    if not 0 <= start <= stop:
+    start, stop = (n if n is None or n >= 0 else n + size for n in (bounds.start or 0, bounds.stop))
+    if start < 0 or stop is not None and start > stop:
         return None
 
-    def redo(given: Numbers) -> Any:
-        new = slice(given[0], None) if len(given) == 1 else slice(*given)
+    def redo(numbers: Numbers) -> Any:
+        new = slice(numbers[0], None) if len(numbers) == 1 else slice(*numbers)
         return func(x, (*index[:place], new, *index[place + 1 :]))
 
-    asked = (start,) if bounds.stop is None else (start, stop)
-    return _parts(x, Repeat("slice", x.dim(), dim, size, asked), redo)
+    numbers = (start,) if stop is None else (start, stop)
+    return _parts(x, SizeLiteral("slice", x.dim(), dim, size, numbers), redo)
 
 
 def _attention(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
@@ -208,12 +271,12 @@ def _attention(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Cal
     query, width = args[0], args[0].shape[-1]
     if _given(args, kwargs, 6, "scale") is not None:
         return None
-    repeat = Repeat("scale", query.dim(), query.dim() - 1, width, ())
+    literal = SizeLiteral("scale", query.dim(), query.dim() - 1, width, ())
 
     def redo(numbers: Sequence[Numbers]) -> Any:
         return func(query * math.sqrt(width / numbers[0][0]), *args[1:], **kwargs)
 
-    return Call(query, (repeat,), lambda numbers: True, redo)
+    return Call(query, (literal,), redo, key=_given(args, kwargs, 1, "key"))
 
 
 _READERS: dict[Any, Callable[[Any, Sequence[Any], Mapping[str, Any]], Call | None]] = {

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from d2prune.core.trace.labels import Ids, LabelStore
 from d2prune.core.trace.weights import LayerAxis
-from d2prune.core.types import Group, Indices, Member, Mention, Repeat, Site
+from d2prune.core.types import CallKey, Group, Indices, LiteralUse, Member, Site, SizeLiteral
 
 UNMADE = "no layer that can be cut makes its channels"
-Unit = dict[Any, list[int]]  # the positions that one unit has on each axis, and in each mention
+Unit = dict[Any, list[int]]  # the positions that one unit has on each axis, and for each literal
 
 
 class Traced(Protocol):
@@ -26,13 +26,13 @@ class Traced(Protocol):
         store: all labels, and what is known of them.
         axes: the labels of every layer's axes.
         touched: paths of the layers that ran.
-        repeats: labels of what code names by number: by module, by what it names, and by the labels.
+        literals: what code names by number: in which call, and the labels of the dimension that it is of.
     """
 
     store: LabelStore
     axes: dict[Site, LayerAxis]
     touched: set[str]
-    repeats: dict[tuple[str, Repeat, bytes], Ids]
+    literals: list[tuple[CallKey, SizeLiteral, Ids]]
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def groups_of(trace: Traced) -> tuple[Group, ...]:
     kept = _by_root([*trace.store.outputs, *trace.store.kept], roots)
     inexact = _by_root(trace.store.inexact, roots)
     contracted = _contracted(trace, roots)
-    mentioned = _places(enumerate(trace.repeats.values()), roots)
+    named = _places(((i, ids) for i, (_, _, ids) in enumerate(trace.literals)), roots)
     makes = {site for site, axis in axes.items() if axis.makes(site[1])}
     reads = {site for site, axis in axes.items() if site[1] == "in" or isinstance(axis.layer, Tensor)}
     alike: dict[tuple[Any, ...], list[Unit]] = defaultdict(list)
@@ -65,12 +65,12 @@ def groups_of(trace: Traced) -> tuple[Group, ...]:
             continue
         read = root in contracted or not reads.isdisjoint(unit)
         why = kept.get(root) or ("" if read else "nothing that was traced reads them") if made else UNMADE
-        places = {**unit, **mentioned.get(root, {})}  # keys in one order for all units
+        places = {**unit, **named.get(root, {})}  # keys in one order for all units
         cuts = (tuple(places), tuple(map(len, places.values())))
         alike[(cuts, why, inexact.get(root, ""), root in contracted)].append(places)
     rank = {path: i for i, path in enumerate(dict.fromkeys(path for path, _ in axes))}
-    names = [(module, repeat) for module, repeat, _ in trace.repeats]
-    groups = [_group(units, axes, rank, names, *about) for (_, *about), units in alike.items()]
+    literals = [(call, literal) for call, literal, _ in trace.literals]
+    groups = [_group(units, axes, rank, literals, *about) for (_, *about), units in alike.items()]
     return tuple(sorted(groups, key=lambda group: rank[group.name]))
 
 
@@ -115,7 +115,7 @@ def _group(
     units: list[Unit],
     axes: Mapping[Site, LayerAxis],
     rank: Mapping[str, int],
-    names: Sequence[tuple[str, Repeat]],
+    literals: Sequence[tuple[CallKey, SizeLiteral]],
     fixed: str,
     inexact: str,
     contracted: bool,
@@ -128,6 +128,6 @@ def _group(
 
     sites = sorted((key for key in units[0] if key in axes), key=order)
     members = tuple(Member(layer, axis, rows((layer, axis))) for layer, axis in sites)
-    mentions = tuple(Mention(*names[key], key, rows(key)) for key in units[0] if key not in axes)
+    uses = tuple(LiteralUse(*literals[key], rows(key)) for key in units[0] if key not in axes)
     producers = tuple(site[0] for site in sites if axes[site].makes(site[1]))
-    return Group(sites[0][0], members, producers, fixed, inexact, contracted, mentions)
+    return Group(sites[0][0], members, producers, fixed, inexact, contracted, uses)

@@ -7,27 +7,26 @@ one forward pass.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from d2prune.core.layers.kinds import unfused_attention
-from d2prune.core.literals.calls import positions, read
+from d2prune.core.literals.calls import Call, NumberedCalls, counted_by, following_path, positions
+from d2prune.core.literals.sites import frames_of_call
+from d2prune.core.literals.tracked import tracked
 from d2prune.core.trace.groups import groups_of
 from d2prune.core.trace.labels import Ids, LabelMaps, LabelStore, along
 from d2prune.core.trace.operators import follow, tensors_in
 from d2prune.core.trace.weights import label_layers, tensors_of, whole_layers
-from d2prune.core.types import Group, Repeat
+from d2prune.core.types import CallKey, Group, SizeLiteral
 from d2prune.errors import PruneError
 
 Outputs = Mapping[str, Tensor]
@@ -62,7 +61,6 @@ def _traced(model: nn.Module, forward: Callable[[nn.Module], Outputs], whole_row
     with torch.no_grad(), torch.autocast(_device_type(model), enabled=False), trace.running():
         outputs = forward(model)
     trace.keep_outputs(outputs)
-    trace.settle_repeats()
     return trace
 
 
@@ -83,9 +81,9 @@ class _Trace(TorchDispatchMode):
         self.model = model
         self.store = LabelStore(self._where, whole_rows)
         self.touched: set[str] = set()
-        self.repeats: dict[tuple[str, Repeat, bytes], Ids] = {}
-        self._others: dict[tuple[str, int, int, int], set[tuple[int, ...]]] = defaultdict(set)
-        self._path = [""]
+        self.literals: list[tuple[CallKey, SizeLiteral, Ids]] = []
+        self._counted: dict[Hashable, Ids] = {}
+        self.path: list[str] = [""]
         self._maps = WeakTensorKeyDictionary()
         self._whole = whole_layers(model)
         self.axes = label_layers(model, self._whole, self.store, self._maps)
@@ -109,24 +107,16 @@ class _Trace(TorchDispatchMode):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Follows every operator; attention as the products it consists of."""
-        hooks: list[Any] = []
-        for name, module in self.model.named_modules():
-            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._path.append(name)))
-            hooks.append(module.register_forward_hook(lambda *_: self._leave()))
-        try:
-            with unfused_attention(), sdpa_kernel(SDPBackend.MATH), _Calls(self), self:
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _leave(self) -> None:
-        self._path.pop()
+        with (
+            following_path(self.model, self.path), tracked(self.model),
+            unfused_attention(), sdpa_kernel(SDPBackend.MATH), _Calls(self), self,
+        ):  # fmt: skip
+            yield
 
     def _where(self) -> str:
         """The module that runs, and why it can't be cut where that is so."""
-        path = self._path[-1] or type(self.model).__name__
-        why = next((self._whole[p] for p in reversed(self._path) if p in self._whole), "")
+        path = self.path[-1] or type(self.model).__name__
+        why = next((self._whole[p] for p in reversed(self.path) if p in self._whole), "")
         return f"{path} ({why})" if why else path
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -139,26 +129,20 @@ class _Trace(TorchDispatchMode):
         follow(self, func, args, kwargs, out)
         return out
 
-    def note(self, repeat: Repeat, tensor: Tensor) -> None:
-        """Writes down which channels of ``tensor``'s dimension the running module's code names by number."""
-        ids, module = along(self.of(tensor), repeat.dim), self._path[-1]
-        if ids is None:
-            if repeat.beside and repeat.size > 1:
-                self._others[module, repeat.dims, repeat.dim, repeat.hole].add(repeat.beside)
-        elif ids.numel() == repeat.size and all(p <= repeat.size for p in positions(repeat)):
-            values = ids.cpu().numpy()
-            self.repeats[module, repeat, values.tobytes()] = values
+    def note(self, call: CallKey, literal: SizeLiteral, tensor: Tensor, site: Hashable) -> None:
+        """Write down which channels of ``tensor``'s dimension the running module's code names by number."""
+        ids = along(self.of(tensor), literal.dim)
+        if ids is None or ids.numel() != literal.size or max(positions(literal), default=0) > literal.size:
+            return
+        values = ids.cpu().numpy()
+        self.literals.append((call, literal, values))
+        self._tie_to_first((site, literal.dim, literal.size), values)
+        for expression, counted in counted_by(literal, values):
+            self._tie_to_first((expression, len(counted)), counted)
 
-    def settle_repeats(self) -> None:
-        """Where -1 leaves a size open, what is meant must be clear, for all that the number is used for."""
-        first: dict[tuple[str, Repeat, int], Ids] = {}
-        noted, self.repeats = self.repeats, {}
-        for (module, repeat, key), ids in noted.items():
-            if repeat.hole >= 0 and repeat.beside:
-                alike = module, replace(repeat, beside=()), repeat.beside[repeat.hole]
-                self.store.tie(*map(torch.from_numpy, (first.setdefault(alike, ids), ids)))
-            unlike = sorted(self._others[module, repeat.dims, repeat.dim, repeat.hole])
-            self.repeats[module, replace(repeat, unlike=tuple(unlike)), key] = ids
+    def _tie_to_first(self, number: Hashable, ids: Ids) -> None:
+        """Tie channels that one number counts, that of an attribute or of one place in the code."""
+        self.store.tie(*map(torch.from_numpy, (self._counted.setdefault(number, ids), ids)))
 
     def keep_outputs(self, outputs: Outputs) -> None:
         """What reaches an output stays."""
@@ -178,19 +162,17 @@ class _Trace(TorchDispatchMode):
         return found
 
 
-class _Calls(TorchFunctionMode):
-    """Sees calls as the model's code makes them, before they come down to operators."""
+class _Calls(NumberedCalls):
+    """Shows the trace each call that names numbers, before it comes down to operators."""
 
     def __init__(self, trace: _Trace) -> None:
-        super().__init__()
+        super().__init__(trace.path)
         self._trace = trace
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        call = read(func, args, kwargs or {})
-        out = func(*args, **(kwargs or {}))
-        if call is not None:
-            beside = call.resolved([repeat.asked for repeat in call.asked])
-            for repeat in call.asked:
-                tensor = call.tensor if call.tensor is not None else out
-                self._trace.note(replace(repeat, beside=beside), tensor)
+    def make(self, key: CallKey, call: Call, redo: Callable[[], Any]) -> Any:
+        """Make the call, then note what it named."""
+        out, frames = redo(), frames_of_call()
+        site = (key[0], frames[-1].f_code, frames[-1].f_lasti) if frames else (*key, None)
+        for literal in call.literals:
+            self._trace.note(key, literal, call.tensor if call.tensor is not None else out, site)
         return out

@@ -231,10 +231,9 @@ FREE = {
     "repeat": lambda x: x.repeat(1, 2, 1, 1).unflatten(1, (2, -1)).sum(1),
     "zeros": lambda x: x + torch.zeros_like(x),
     "every other": lambda x: torch.stack([-x[:, 1::2], x[:, ::2]], 2).flatten(1, 2),
-    "parts": lambda x: torch.cat([x[:, :5], 2 * x[:, 5:]], 1),
-    "number in a view": lambda x: x.view(-1, 16, *x.shape[2:]) + 1,
 }
 LEFT = {
+    "number in a function of its own": (lambda x: x.view(-1, 16, *x.shape[2:]) + 1, "can't be changed"),
     "softmax": (lambda x: x.softmax(1), "are mixed by aten::_softmax, in Through"),
     "normalize": (lambda x: F.normalize(x, dim=1), "are mixed by aten::linalg_vector_norm"),
     "every third": (lambda x: x + x[:, ::3].mean(1, keepdim=True), "are taken apart by position"),

@@ -1,0 +1,57 @@
+"""A plan carried out on a copy of a model: layers cut, and the numbers in its code brought in line."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from importlib.metadata import PackageNotFoundError, version
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from d2prune.adapters import TraceInput
+from d2prune.core.copies import in_float32
+from d2prune.core.cut.proof import MisfitError
+from d2prune.core.cut.spec import PruneSpec, spec_of
+from d2prune.core.literals.settle import new_numbers, settle
+from d2prune.core.types import PrunePlan
+from d2prune.errors import MISFITS, PruneError
+from d2prune.rebuild import prune_further
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def cut_by_plan(model: Model, plan: PrunePlan, trace_input: TraceInput) -> tuple[PruneSpec, Model]:
+    """The spec that carries out ``plan`` on ``model``, and a pruned copy; ``model`` is untouched.
+
+    Raises:
+        MisfitError: if what is left does not run, or names numbers that can't be changed.
+    """
+    spec = dataclasses.replace(spec_of(plan, type(model).__name__, model), written_by=_versions())
+    pruned = prune_further(copy.deepcopy(model), spec)
+    try:
+        code = settle(in_float32(pruned), new_numbers(plan), trace_input.outputs)
+    except PruneError as error:
+        raise MisfitError(str(error)) from error
+    except MISFITS as error:
+        raise misfit(error) from error
+    if not code:
+        return spec, pruned
+    return spec.with_code(code), prune_further(copy.deepcopy(model), spec.with_code(code))
+
+
+def misfit(error: Exception) -> MisfitError:
+    """What a pruned model that does not run is refused with."""
+    return MisfitError(
+        f"the pruned model does not run: {error} (its code may count on a width; "
+        "keep the layers before that place whole with MODEL.PRUNING.PROTECT)"
+    )
+
+
+def _versions() -> dict[str, str]:
+    try:
+        own = version("d2prune")
+    except PackageNotFoundError:  # a checkout on the path that was never installed
+        own = "unknown"
+    return {"d2prune": own, "torch": torch.__version__}
