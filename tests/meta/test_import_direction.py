@@ -16,6 +16,7 @@ TOOLS = sorted((ROOT / "tools").glob("*.py"))
 RANKS = {
     "errors": 0,
     "files": 0,
+    "optional": 0,
     "patching": 0,
     "config": 0,
     "core": 1,
