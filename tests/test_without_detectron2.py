@@ -89,6 +89,19 @@ def test_with_detectron2_all_names_are_there(name):
     assert callable(getattr(d2prune, name)) and name in dir(d2prune)
 
 
+def test_with_detectron2_an_import_fills_its_registries():
+    script = """
+import d2prune
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
+from d2prune.adapters.base import _ADAPTERS
+assert {"PrunedModel", "BlendMask", "OneStageDetector"} <= {name for name, _ in META_ARCH_REGISTRY}
+assert "build_lsknet_fpn_backbone" in BACKBONE_REGISTRY and "RotatedRPN" in PROPOSAL_GENERATOR_REGISTRY
+assert "digits_val" in DatasetCatalog.list() and META_ARCH_REGISTRY.get("GeneralizedRCNN") in _ADAPTERS
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, cwd=ROOT)
+
+
 def test_what_needs_detectron2_says_so_in_one_line():
     said = json.loads(
         run("""
