@@ -21,10 +21,11 @@ from d2prune.core.cut.proof import MisfitError, verify
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.core.layers.kinds import is_layer
 from d2prune.core.plan.costs import CostModel, measure
-from d2prune.core.plan.criteria import score
+from d2prune.core.plan.criteria import Criterion, criterion_of, score
 from d2prune.core.plan.limits import limits_of
 from d2prune.core.plan.planner import TOLERANCE, check, plan
 from d2prune.core.plan.review import Review, decide
+from d2prune.core.plan.torch_pruning_criteria import Importance, name_of
 from d2prune.core.trace.tracer import trace_groups
 from d2prune.core.types import Coverage, Group, Proof, PrunePlan, Request, Totals
 from d2prune.cutting import cut_by_plan, misfit
@@ -69,7 +70,7 @@ def prune(
     model: Model,
     amount: float = 0.5,
     target: str = "macs",
-    criterion: str = "magnitude",
+    criterion: str | Importance = "magnitude",
     allocation: str = "global",
     ratios: dict[str, float] | Sequence[tuple[str, float]] = (),
     protect: Sequence[str] = (),
@@ -90,7 +91,8 @@ def prune(
         model: any module; the common Detectron2 and AdelaiDet architectures have adapters.
         amount: fraction of the whole model's ``target`` to REMOVE, 0 < amount < 1.
         target: "channels", "params" or "macs": what ``amount`` counts.
-        criterion: name of a registered criterion.
+        criterion: name of a registered criterion, "torch_pruning.LAMPImportance" and the like, or an
+            instance of torch-pruning's ``Importance``.
         allocation: "uniform" (the same fraction of every group) or "global" (lowest scores first).
         ratios: fractions of channels to remove, by shell-style pattern over dotted module names;
             such groups take no part in the allocation.
@@ -115,11 +117,11 @@ def prune(
     """
     pairs = ratios.items() if isinstance(ratios, dict) else ratios
     request = Request(
-        amount, target, criterion, allocation, tuple((p, float(r)) for p, r in pairs),
+        amount, target, name_of(criterion), allocation, tuple((p, float(r)) for p, r in pairs),
         _patterns(protect), _patterns(include), max_ratio, round_to, allow_inexact,
     )  # fmt: skip
     traced = TraceInput(model, example_inputs, forward_fn, input_size)
-    return prune_model(model, request, traced, verify, interactive)
+    return prune_model(model, request, traced, verify, interactive, criterion_of(criterion))
 
 
 def _patterns(given: Sequence[str]) -> tuple[str, ...]:
@@ -128,10 +130,16 @@ def _patterns(given: Sequence[str]) -> tuple[str, ...]:
 
 @torch.inference_mode(False)  # else the new model could not be traced, nor trained
 def prune_model(
-    model: Model, request: Request, trace_input: TraceInput, prove: bool = True, review: Review | None = None
+    model: Model,
+    request: Request,
+    trace_input: TraceInput,
+    prove: bool = True,
+    review: Review | None = None,
+    criterion: Criterion | None = None,
 ) -> PruneResult[Model]:
-    """As :func:`prune`, from a request and a trace target."""
+    """As :func:`prune`, from a request and a trace target; ``criterion`` in place of the one it names."""
     check(request)
+    criterion = criterion or criterion_of(request.criterion)
     _check_model(model)
     try:
         groups = find_groups(model, trace_input)
@@ -143,7 +151,7 @@ def prune_model(
     costs = measure_model(model, trace_input)
     while True:
         try:
-            return _prune_groups(model, groups, costs, request, trace_input, prove, review)
+            return _prune_groups(model, groups, costs, request, criterion, trace_input, prove, review)
         except MisfitError:
             remaining = without_misfits(model, groups, trace_input, request.allow_inexact)
             if remaining is None:
@@ -156,12 +164,14 @@ def _prune_groups(
     groups: tuple[Group, ...],
     costs: CostModel,
     request: Request,
+    criterion: Criterion,
     trace_input: TraceInput,
     prove: bool,
     review: Review | None,
 ) -> PruneResult[Model]:
     names = [name for name, _ in model.named_modules()]
-    scores, limits = score(model, groups, request.criterion), limits_of(groups, request, names)
+    limits = limits_of(groups, request, names)
+    scores = score(model, groups, criterion, [g for g, at in zip(groups, limits, strict=True) if at.reason])
     asked = request
     for _ in range(ROUNDS):
         decided = plan(groups, scores, limits, costs, asked)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,6 +16,8 @@ from d2prune.pruning import find_groups
 
 class Dense(nn.Module):
     """``dense(images)`` gives the model's dense outputs, differentiable, training branches included.
+
+    Without an adapter it takes what ``example_inputs`` was: a tensor, or a tuple or dict of arguments.
 
     Attributes:
         model: the model itself, taken apart: what is cut here is cut there.
@@ -29,7 +32,7 @@ class Dense(nn.Module):
         self.output_layers = output_layers
         self._trace_input = trace_input
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images: Any) -> tuple[Tensor, ...]:
         """Maps (N, 3, H, W) raw pixels, 0..255, to the outputs called :attr:`names`."""
         outputs: Mapping[str, Tensor] = self._trace_input.dense(self.model, images)
         self.names = tuple(outputs)
@@ -37,7 +40,9 @@ class Dense(nn.Module):
 
 
 @contextmanager
-def traceable(model: nn.Module) -> Iterator[Dense]:
+def traceable(
+    model: nn.Module, example_inputs: Any = None, forward_fn: Callable[[nn.Module, Any], Any] | None = None
+) -> Iterator[Dense]:
     """Takes fused convolutions and frozen norms of ``model`` apart, in place, and undoes it at the end.
 
     Inside, every float parameter requires a gradient and the model is in eval mode. Widths changed
@@ -48,10 +53,15 @@ def traceable(model: nn.Module) -> Iterator[Dense]:
                                                pruning_ratio=0.3, ignored_layers=f.output_layers)
             pruner.step()
 
+    Args:
+        model: any module.
+        example_inputs: what to run, for models without an adapter, as for :func:`d2prune.prune`.
+        forward_fn: ``forward_fn(model, example_inputs)``, returning the outputs that count.
+
     Raises:
-        PruneError: if no adapter is registered for the model's class.
+        PruneError: if no adapter is registered for the model's class and there are no example_inputs.
     """
-    trace_input = TraceInput(model)
+    trace_input = TraceInput(model, example_inputs, forward_fn)
     fixed = [group for group in find_groups(model, trace_input) if group.fixed.startswith(OUTPUT)]
     names = {path for group in fixed for path in group.producers}
     training = model.training

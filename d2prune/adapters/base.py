@@ -7,8 +7,8 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from d2prune.adapters.shapes import refresh_shapes
 from d2prune.errors import PruneError
+from d2prune.optional import HAS_DETECTRON2
 
 Class = TypeVar("Class", bound=type)
 
@@ -44,7 +44,10 @@ class Adapter:
 
     def after_resize(self, model: nn.Module) -> None:
         """Brings integers that repeat a width up to date; by itself those of backbones and FPNs."""
-        refresh_shapes(model)
+        if HAS_DETECTRON2:  # only its backbones repeat their widths
+            from d2prune.adapters.shapes import refresh_shapes
+
+            refresh_shapes(model)
 
 
 _ADAPTERS: dict[type | str, Adapter] = {}

@@ -1,16 +1,20 @@
 """Checkpoints of pruned models: read without running them, written whole, loaded strictly."""
 
 from d2prune.checkpoint.api import load, save
-from d2prune.checkpoint.checkpointer import PruningCheckpointer, write_checkpoint
 from d2prune.checkpoint.narrowing import TensorRow, load_narrower, loading_table
-from d2prune.checkpoint.pruned_model import (
-    PrunedModel,
-    build_from_cfg,
-    build_model,
-    spec_of_file,
-    unpruned_cfg,
-)
 from d2prune.checkpoint.reader import read_checkpoint, read_spec
+from d2prune.checkpoint.writer import write_checkpoint
+from d2prune.optional import HAS_DETECTRON2
+
+if HAS_DETECTRON2:
+    from d2prune.checkpoint.checkpointer import PruningCheckpointer
+    from d2prune.checkpoint.pruned_model import (
+        PrunedModel,
+        build_from_cfg,
+        build_model,
+        spec_of_file,
+        unpruned_cfg,
+    )
 
 __all__ = [
     "PrunedModel",

@@ -7,9 +7,10 @@ from typing import Protocol, TypeVar
 
 from torch import nn
 
-from d2prune.checkpoint.checkpointer import PruningCheckpointer, checkpoint_data, write_checkpoint
-from d2prune.checkpoint.reader import read_spec
+from d2prune.checkpoint.fitting import fit
+from d2prune.checkpoint.reader import read_checkpoint, read_spec
 from d2prune.checkpoint.refusals import check_base, no_spec
+from d2prune.checkpoint.writer import checkpoint_data, write_checkpoint
 from d2prune.rebuild import rebuild, spec_of_model
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -42,5 +43,7 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
     check_base(path, spec, model)
     if spec_of_model(model) != spec:
         rebuild(model, spec)
-    PruningCheckpointer(model).load(os.fspath(path), checkpointables=[])
+    checkpoint = read_checkpoint(path)
+    fit(os.fspath(path), model, checkpoint)
+    model.load_state_dict(checkpoint["model"], strict=False)  # what may be missing, fit() has told
     return model

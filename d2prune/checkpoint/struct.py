@@ -11,9 +11,13 @@ import io
 import pickle
 from typing import Any
 
-import cloudpickle
 import torch
 from torch import Tensor, nn
+
+try:
+    from cloudpickle import Pickler
+except ImportError:  # it comes with Detectron2, whose models hold what plain pickle refuses
+    from pickle import Pickler
 
 UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, ValueError, RuntimeError)
 
@@ -49,8 +53,8 @@ def skip_struct(payload: Tensor, tensors: list[Tensor]) -> None:
 torch.serialization.add_safe_globals([(skip_struct, f"{__name__}.rebuild_struct")])
 
 
-class _Pickler(cloudpickle.Pickler):
-    """Cloudpickle, because AdelaiDet's BlendMask carries a lambda; tensors are set apart."""
+class _Pickler(Pickler):
+    """Cloudpickle's, because AdelaiDet's BlendMask carries a lambda; tensors are set apart."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)

@@ -17,7 +17,8 @@ def add_prune_config(cfg: CfgNode) -> None:
     keys.PRUNING.TARGET = "macs"
     # Fraction of the whole model's TARGET to remove: 0 < AMOUNT < 1.
     keys.PRUNING.AMOUNT = 0.5
-    # How channels are scored: "magnitude", or a name given to @d2prune.register_criterion.
+    # How channels are scored: "magnitude", a name given to @d2prune.register_criterion, or an importance
+    # of torch-pruning: "torch_pruning.LAMPImportance".
     keys.PRUNING.CRITERION = "magnitude"
     # How AMOUNT is shared out: "uniform" (same fraction of every group) or "global" (lowest scores).
     keys.PRUNING.ALLOCATION = "global"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
 from detectron2.modeling.backbone import resnet
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
+from .norm_names import rename_separate_norms
+
 Model = TypeVar("Model", bound=nn.Module)
-_NORM_OF = {"norm1": "conv1", "norm2": "conv2", "norm3": "shortcut"}
-_SEPARATE = re.compile(r"(?P<block>.*?)\.?(?P<norm>norm[123])\.(?P<tensor>\w+)$")
 
 
 class BasicBlock(CNNBlockBase):
@@ -102,22 +99,3 @@ def _retype(block: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> Non
 def _read_either_naming(block: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
     wanted = {prefix + name for name in block.state_dict()}
     rename_separate_norms(state_dict, wanted)
-
-
-def rename_separate_norms(state_dict: dict[str, torch.Tensor], wanted: set[str] | Mapping[str, Any]) -> int:
-    """Renames ``x.norm1.*`` to ``x.conv1.norm.*`` where only the latter is wanted; in place.
-
-    Returns:
-        The number of names changed.
-    """
-    renamed = 0
-    for name in list(state_dict):
-        match = _SEPARATE.match(name)
-        if match is None or name in wanted:
-            continue
-        parts = [match["block"], _NORM_OF[match["norm"]], "norm", match["tensor"]]
-        original = ".".join(part for part in parts if part)
-        if original in wanted and original not in state_dict:
-            state_dict[original] = state_dict.pop(name)
-            renamed += 1
-    return renamed

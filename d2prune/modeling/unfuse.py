@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 import torch
-from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
+from d2prune.optional import HAS_DETECTRON2
+
 _WIDTHS = ("in_channels", "out_channels", "groups")
+_FUSED = import_module("detectron2.layers").Conv2d.forward if HAS_DETECTRON2 else None
 _STATISTICS = {"weight", "bias", "running_mean", "running_var"}
 
 
@@ -42,7 +45,7 @@ def unfused(model: nn.Module) -> Iterator[dict[nn.Module, str]]:
     undo: list[Callable[[], None]] = []
     try:
         for module, name in list(names.items()):
-            if type(module).forward is Conv2d.forward:
+            if type(module).forward is _FUSED:
                 names[_split(module, undo)] = name
                 del names[module]
             elif is_frozen_norm(module):

@@ -10,8 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import nn
 
-from d2prune.checkpoint import loading_table
-from d2prune.checkpoint.checkpointer import write_checkpoint
+from d2prune.checkpoint import loading_table, write_checkpoint
 from d2prune.recipes.execution import Narrowed, carry_out
 from d2prune.recipes.recipe import Plan, changes_of, narrowed, write_narrowed
 from d2prune.report.table import quantity

@@ -50,4 +50,7 @@ def _processor() -> str:
 
 def _version(package: str) -> str:
     """As the package says itself: a checkout on the path has no record of an installation."""
-    return getattr(importlib.import_module(package), "__version__", "unknown")
+    try:
+        return getattr(importlib.import_module(package), "__version__", "unknown")
+    except ImportError:
+        return "not installed"

@@ -16,6 +16,7 @@ TOOLS = sorted((ROOT / "tools").glob("*.py"))
 RANKS = {
     "errors": 0,
     "files": 0,
+    "optional": 0,
     "patching": 0,
     "config": 0,
     "core": 1,
@@ -74,6 +75,10 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{origin}.{alias.name}" for alias in node.names)
 
 
+def is_import(node: ast.AST) -> bool:
+    return isinstance(node, ast.Import | ast.ImportFrom)
+
+
 def target(name: str) -> str | None:
     """The part of d2prune that an import reaches, None where it reaches outside."""
     first, *rest = name.split(".")
@@ -108,11 +113,23 @@ def test_core_knows_neither_detectron2_nor_the_rest():
     assert breaches(foreign) == []
 
 
-def test_torch_pruning_is_only_imported_to_be_compared_with():
+# Where torch-pruning is imported, with the reason.
+TORCH_PRUNING = {
+    "benchmarks/peer.py": "is compared with",
+    "core/plan/torch_pruning_criteria.py": "scores, where its name is given",
+}
+
+
+def test_torch_pruning_is_only_imported_to_be_compared_with_and_to_score():
     def used(path: Path, name: str) -> bool:
-        return name.split(".")[0] == "torch_pruning" and short(path) != "benchmarks/peer.py"
+        return name.split(".")[0] == "torch_pruning" and short(path) not in TORCH_PRUNING
 
     assert breaches(used) == []
+
+
+def test_scoring_imports_torch_pruning_when_it_is_asked_for():
+    module = tree(PACKAGE / "core/plan/torch_pruning_criteria.py")
+    assert not [n for n in module.body if "torch_pruning" in ast.unparse(n) and is_import(n)]
 
 
 def test_config_is_a_leaf():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from d2prune.core.layers.kinds import ConvNd, is_depthwise, module_at
 from d2prune.core.layers.registered import layout_of, tensors_on
+from d2prune.core.plan.torch_pruning_criteria import PREFIX, Importance, TorchPruningCriterion
 from d2prune.core.registry import Registry
 from d2prune.core.types import Group, Member
 
@@ -23,10 +24,27 @@ CRITERIA: Registry[Criterion] = Registry("MODEL.PRUNING.CRITERION")
 register_criterion = CRITERIA.register
 
 
-def score(model: nn.Module, groups: Sequence[Group], criterion: str) -> tuple[Scores, ...]:
-    """Scores of every group; raises PruneError for an unknown criterion."""
-    function = CRITERIA[criterion]
-    return tuple(function(model, group) for group in groups)
+def criterion_of(given: str | Importance) -> Criterion:
+    """A criterion by its name, or one that scores by an importance of torch-pruning.
+
+    Raises:
+        PruneError: if it is neither.
+    """
+    if isinstance(given, str) and not given.startswith(PREFIX):
+        return CRITERIA[given]
+    return TorchPruningCriterion(given)
+
+
+def score(
+    model: nn.Module, groups: Sequence[Group], criterion: str | Criterion, whole: Collection[Group] = ()
+) -> tuple[Scores, ...]:
+    """Scores of every group; those in ``whole``, which nothing is taken from, need none and get zeros.
+
+    Raises:
+        PruneError: if ``criterion`` is an unknown name, or can't score a group.
+    """
+    function = criterion_of(criterion) if isinstance(criterion, str) else criterion
+    return tuple(np.zeros(g.units) if g in whole else function(model, g) for g in groups)
 
 
 @register_criterion("magnitude")

@@ -1,0 +1,106 @@
+"""Brings a checkpoint's weights under a model's names, and refuses those that don't fit it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from d2prune.adapters import find_adapter
+from d2prune.checkpoint.reader import kind_of
+from d2prune.checkpoint.refusals import no_spec, other_model
+from d2prune.core.cut.spec import PruneSpec
+from d2prune.errors import PruneError
+from d2prune.modeling.norm_names import rename_separate_norms
+from d2prune.rebuild import spec_of_model
+
+logger = logging.getLogger(__name__)
+
+
+def fit(path: str, model: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Renames the weights of ``checkpoint``, in place, and checks them where it or ``model`` is pruned.
+
+    Raises:
+        PruneError: if it holds no weights, if one of file and model is pruned and the other is not, or
+            if they are pruned differently.
+    """
+    weights, held, spec = checkpoint["model"], checkpoint.get("prune_spec"), spec_of_model(model)
+    _check_tensors(path, weights)
+    _strip_module(weights)
+    wanted = set(model.state_dict())
+    rename_separate_norms(weights, wanted)
+    _rename_old(weights, wanted, model)
+    if held is not None:
+        _check_same_spec(path, PruneSpec.from_dict(held), spec, model)
+    if held is not None or spec is not None:
+        weights.update({name: torch.as_tensor(value) for name, value in weights.items()})
+        _check_strict(path, model, weights, has_spec=held is not None)
+
+
+def _check_tensors(path: str, weights: Any) -> None:
+    entries = weights.items() if isinstance(weights, dict) else [("model", weights)]
+    for key, value in entries:
+        if not isinstance(key, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
+            raise PruneError(
+                f"'{path}' holds no weights under 'model': expected a tensor by each name; the first "
+                f"other entry: {key!r} ({kind_of(value)})"
+            )
+
+
+def _strip_module(weights: dict[str, Any]) -> None:
+    """Names of a model that was saved inside DistributedDataParallel."""
+    if weights and all(name.startswith("module.") for name in weights):
+        for name in list(weights):
+            weights[name.removeprefix("module.")] = weights.pop(name)
+
+
+def _rename_old(weights: dict[str, Any], wanted: set[str], model: nn.Module) -> None:
+    """Names that published checkpoints of an architecture still have."""
+    adapter = find_adapter(model)
+    for old, new in adapter.old_names.items() if adapter is not None else ():
+        for name in [n for n in weights if old in n and n not in wanted]:
+            if name.replace(old, new) in wanted:
+                weights[name.replace(old, new)] = weights.pop(name)
+
+
+def _check_same_spec(path: str, held: PruneSpec, spec: PruneSpec | None, model: nn.Module) -> None:
+    if held != spec:
+        how = "an unpruned {}" if spec is None else "a {} pruned differently"
+        raise other_model(path, held, model, how)
+
+
+def _check_strict(path: str, model: nn.Module, weights: dict[str, Any], has_spec: bool) -> None:
+    """Refuses before anything is loaded; says which keys a training switch added or dropped."""
+    own = model.state_dict()
+    adapter = find_adapter(model)
+    branches = tuple(f"{b}." for b in adapter.training_only(model)) if adapter is not None else ()
+    added = [k for k in own if k not in weights]
+    dropped = [k for k in weights if k not in own]
+    wrong = [k for k in own if k in weights and own[k].shape != weights[k].shape]
+    wrong += [k for k in (*added, *dropped) if not _tolerated(k, branches)]
+    if wrong and not has_spec:
+        raise no_spec(path)
+    if wrong:
+        raise PruneError(
+            f"'{path}' does not fit the pruned {type(model).__name__}: {len(wrong)} keys are missing, "
+            f"unknown or of another shape; the first: {wrong[0]}"
+        )
+    for keys, what in ((added, "added, with fresh values"), (dropped, "dropped")):
+        if keys:
+            logger.info("'%s': %d keys %s: %s", path, len(keys), what, _shorten(keys))
+        for key in keys if what == "dropped" else ():
+            del weights[key]
+
+
+def _tolerated(key: str, branches: tuple[str, ...]) -> bool:
+    """Training-only branches, and the counter that a BatchNorm has and a FrozenBatchNorm2d has not."""
+    return key.startswith(branches) or key.endswith(".num_batches_tracked")
+
+
+def _shorten(keys: Iterable[str], most: int = 6) -> str:
+    keys = list(keys)
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

@@ -1,0 +1,152 @@
+"""torch-pruning's importances as criteria: their own code scores our groups, handed over in its form.
+
+Fang et al., "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900). The package is imported when one
+is asked for: `import d2prune` does without.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from d2prune.core.layers.kinds import module_at
+from d2prune.core.types import Group, Indices, Member
+from d2prune.errors import PruneError
+
+PREFIX = "torch_pruning."
+Importance = Callable[[Any], Tensor | None]
+"""``importance(group) -> (C,)`` scores of the channels of a ``tp.Group``'s root."""
+
+_PREPARED = {"ActivationImportance", "OBDCImportance"}
+"""They score what an instance has seen of the data, so there is no way to ask for them by name."""
+
+
+class TorchPruningCriterion:
+    """Scores a group's units by an importance of torch-pruning, or one of the user's own.
+
+    Args:
+        importance: an instance, or the name of a class: "torch_pruning.LAMPImportance".
+
+    Raises:
+        PruneError: if there is no such name, or the instance can't be called.
+    """
+
+    def __init__(self, importance: str | Importance) -> None:
+        if not isinstance(importance, str) and (isinstance(importance, type) or not callable(importance)):
+            raise PruneError(
+                f"criterion is {importance!r}; expected a name, or an instance of torch-pruning's Importance"
+            )
+        self._importance = _named(importance) if isinstance(importance, str) else importance
+        self.name = name_of(importance)
+
+    def __call__(self, model: nn.Module, group: Group) -> NDArray[np.float64]:
+        """(U,) means over the channels of each unit, of its first producer.
+
+        A mean, as torch-pruning itself takes of channels that go together: by a sum, a unit would count
+        for more the more channels it has, and groups could not be compared.
+
+        Raises:
+            PruneError: if the importance can't score the group.
+        """
+        roots, items = _ranks(group.members[0].indices), _group(model, group)
+        try:
+            found = self._importance(items) if len(items) else None
+            scores = torch.as_tensor(() if found is None else found).detach()
+        except Exception as error:  # a user's own may raise anything
+            raise self._refusal(model, group, f"{type(error).__name__}: {error}") from error
+        if found is None:
+            raise self._refusal(model, group)
+        if scores.dim() != 1 or len(scores) < roots.size or not scores.isfinite().all():
+            got = f"{int(scores.isfinite().sum())} finite scores in a tensor of shape {tuple(scores.shape)}"
+            raise self._refusal(model, group, f"it gave {got}, for {roots.size} channels")
+        means: NDArray[np.float64] = scores.double().cpu().numpy()[roots].mean(1)
+        return means
+
+    def _refusal(self, model: nn.Module, group: Group, reason: str = "") -> PruneError:
+        layers = {member.layer: module_at(model, member.layer) for member in group.members}
+        weights = [(path, getattr(layer, "weight", None)) for path, layer in layers.items()]
+        without = [(path, w) for path, w in weights if isinstance(w, Tensor) and w.grad is None]
+        if without and isinstance(self._importance, _of_gradients()):
+            path, weight = without[0]
+            hint = "" if weight.requires_grad else "; this layer is frozen"
+            reason = f"{path} has no gradient: call loss.backward() on the model first{hint}"
+        kinds = ", ".join(dict.fromkeys(type(layer).__name__ for layer in layers.values()))
+        return PruneError(
+            f"MODEL.PRUNING.CRITERION '{self.name}' can't score the channels of {group.name}: "
+            f"{reason or f'it scores none of their layers ({kinds})'}"
+        )
+
+
+def name_of(criterion: str | Importance) -> str:
+    """What a report calls it: a name as it is, an instance by its package and class."""
+    kind = type(criterion)
+    return criterion if isinstance(criterion, str) else f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+
+
+def _named(name: str) -> Importance:
+    classes = _classes()
+    if name not in classes:
+        raise PruneError(f"MODEL.PRUNING.CRITERION is {name!r}; expected one of: {', '.join(classes)}")
+    importance: Importance = classes[name]()
+    return importance
+
+
+def _classes() -> dict[str, Any]:
+    """What may be asked for by name."""
+    from torch_pruning import importance
+
+    found = inspect.getmembers(importance, inspect.isclass)
+    kinds = {n: c for n, c in found if issubclass(c, importance.Importance) and not inspect.isabstract(c)}
+    return {f"{PREFIX}{name}": kind for name, kind in kinds.items() if name not in {"Importance", *_PREPARED}}
+
+
+def _of_gradients() -> tuple[type, ...]:
+    from torch_pruning import importance
+
+    return importance.GroupTaylorImportance, importance.GroupHessianImportance
+
+
+def _ranks(positions: Indices) -> Indices:
+    """(U, K) places of a member's channels among all of them, in ascending order."""
+    ranks = np.empty(positions.size, np.int64)
+    ranks[np.argsort(positions, axis=None)] = np.arange(positions.size)
+    return ranks.reshape(positions.shape)
+
+
+def _group(model: nn.Module, group: Group) -> Any:
+    """The group in torch-pruning's form; layers that it has no pruner for are left out, as by itself."""
+    import torch_pruning
+    from torch_pruning import ops
+    from torch_pruning.dependency import Node
+
+    items, roots, source = torch_pruning.Group(), _ranks(group.members[0].indices), None
+    for member in group.members:
+        layer = module_at(model, member.layer)
+        pruner = torch_pruning.PrunerBox.get(ops.module2type(layer))
+        if pruner is None:
+            continue
+        handler = pruner.prune_out_channels if member.axis == "out" else pruner.prune_in_channels
+        node = Node(layer, None, member.layer)
+        source = source or node
+        indices, sources = _paired(member, roots)
+        items.add_dep(torch_pruning.Dependency(handler, handler, source, node), indices)
+        items[-1].root_idxs = sources
+    return items
+
+
+def _paired(member: Member, roots: Indices) -> tuple[list[int], list[int]]:
+    """A member's positions in ascending order, each with the root's channel that it goes with.
+
+    Where a unit has more positions here than channels there (a linear layer after a flatten), they are
+    dealt out in order.
+    """
+    positions = member.indices
+    columns = np.arange(positions.shape[1]) * roots.shape[1] // positions.shape[1]
+    order = np.argsort(positions, axis=None)
+    return positions.ravel()[order].tolist(), roots[:, columns].ravel()[order].tolist()
