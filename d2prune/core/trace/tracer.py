@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from d2prune.core.layers.kinds import unfused_attention
+from d2prune.core.layers.attention import unfused_attention
 from d2prune.core.literals.calls import positions, read
 from d2prune.core.trace.groups import groups_of
 from d2prune.core.trace.labels import Ids, LabelMaps, LabelStore, along
