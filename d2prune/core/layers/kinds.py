@@ -51,9 +51,9 @@ def places(layer: nn.Module | Tensor, axis: Axis) -> list[Place]:
     named = kind.named(layer, axis) if kind is not None else {}
     found = [place for name, dim in named.items() if (place := _place(layer, name, dim)) is not None]
     widths = {place.name: place.tensor.shape[place.dim] for place in found}
-    if kind is not None and axis in kind.sizes:
-        width = axis_width(layer, axis)
-        return [Place(p.name, p.tensor, p.dim, max(1, width // widths[p.name])) for p in found]
+    stated = _stated_width(layer, axis)
+    if stated is not None:
+        return [Place(p.name, p.tensor, p.dim, max(1, stated // widths[p.name])) for p in found]
     if len(set(widths.values())) > 1:
         raise PruneError(
             f"register_layer({type(layer).__name__}): its {axis} channels differ in number: {widths}"
@@ -110,20 +110,19 @@ def is_depthwise(layer: nn.Module) -> bool:
 
 def axis_width(layer: nn.Module, axis: Axis) -> int:
     """Number of channels on an axis of a layer; one that keeps channels apart reads what it makes."""
-    kind = _known(layer)
-    side: Axis = axis if kind.inp else "out"
-    for name in kind.sizes.get(side, ()):
-        if hasattr(layer, name):  # torchvision's frozen norm does without
-            return int(getattr(layer, name))
+    side: Axis = axis if has_inputs(layer) else "out"
+    stated = _stated_width(layer, side)
+    if stated is not None:
+        return stated
     first = places(layer, side)[0]
     return first.tensor.shape[first.dim]
 
 
-def _known(layer: nn.Module) -> LayerKind:
+def _stated_width(layer: nn.Module, axis: Axis) -> int | None:
+    """What the layer's own attribute says; torchvision's frozen norm does without."""
     kind = kind_of(layer)
-    if kind is None:
-        raise PruneError(f"can't take channels out of a {type(layer).__name__}")
-    return kind
+    names = kind.sizes.get(axis, ()) if kind is not None else ()
+    return next((int(getattr(layer, name)) for name in names if hasattr(layer, name)), None)
 
 
 def module_at(model: nn.Module, name: str) -> Any:
@@ -175,7 +174,9 @@ def cut(layer: nn.Module, keep: Keep) -> None:
     Raises:
         PruneError: if the layer's kind is unknown.
     """
-    kind = _known(layer)
+    kind = kind_of(layer)
+    if kind is None:
+        raise PruneError(f"can't take channels out of a {type(layer).__name__}")
     if keep.out is not None:
         _cut_axis(layer, kind, "out", keep.out)
     if keep.inp is not None:
