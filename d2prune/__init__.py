@@ -13,6 +13,7 @@ from d2prune.config import add_prune_config, get_cfg
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.core.layers.registered import register_layer
 from d2prune.core.plan.criteria import register_criterion
+from d2prune.core.trace.operators import register_operator
 from d2prune.engine.detections import compare_detections
 from d2prune.engine.trainer import PruneTrainer, PruningMixin
 from d2prune.errors import PruneError
@@ -42,6 +43,7 @@ __all__ = [
     "register_adapter",
     "register_criterion",
     "register_layer",
+    "register_operator",
     "save",
     "traceable",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from d2prune.core.trace.labels import LabelMaps, merge, settle, spread, support
-from d2prune.core.trace.operators.call import Bound, Labels, keep, sized, tensors_in
+from d2prune.core.trace.operators.call import Bound, Labels, first, keep, sized, tensors_in
 
 
 def _moved(labels: Labels, x: Tensor, results: Sequence[Tensor], move: Callable[[Tensor], Any]) -> None:
@@ -25,14 +25,22 @@ def _moved(labels: Labels, x: Tensor, results: Sequence[Tensor], move: Callable[
 
 
 def move(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
-    """The operator itself moves the labels."""
-    rest = {k: v for k, v in bound.items() if k != "self"}
-    _moved(labels, bound["self"], tensors_in([out]), lambda label_map: func(label_map, **rest))
+    """The operator itself moves the labels, in place of its first argument."""
+    x = first(bound)
+    rest = {k: v for k, v in bound.items() if v is not x}
+
+    def moved(label_map: Tensor) -> Any:
+        if func.namespace == "aten":
+            return func(label_map, **rest)
+        parts = func(label_map.to(x.dtype), **rest)  # others' operators may take no integers
+        return [part.long() for part in tensors_in([parts])]
+
+    _moved(labels, x, tensors_in([out]), moved)
 
 
 def view(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
     """Expanded labels have no strides that a view could keep."""
-    _moved(labels, bound["self"], [out], lambda label_map: label_map.reshape(out.shape))
+    _moved(labels, first(bound), [out], lambda label_map: label_map.reshape(out.shape))
 
 
 def strided(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
