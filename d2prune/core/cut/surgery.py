@@ -39,11 +39,11 @@ def resize(model: Model, spec: PruneSpec) -> Model:
         _check(model, name, spec.widths[name])
     for name, keep in spec.layers.items():
         target = module_at(model, name)
-        if isinstance(target, Tensor):
+        if not isinstance(target, Tensor):
+            cut(target, keep)
+        elif keep.out is not None:
             parent, _, leaf = name.rpartition(".")
             select(model.get_submodule(parent), leaf, parameter_dim(target), keep.out)
-        else:
-            cut(target, keep)
     return model
 
 

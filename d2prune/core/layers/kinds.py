@@ -102,13 +102,7 @@ def has_inputs(layer: object) -> bool:
     return kind is not None and bool(kind.inp)
 
 
-def is_depthwise(layer: nn.Module) -> bool:
-    """True for a convolution with one input and one output channel per group."""
-    kind = kind_of(layer)
-    return kind is not None and kind.groups == "groups"
-
-
-def axis_width(layer: nn.Module, axis: Axis) -> int:
+def axis_width(layer: nn.Module | Tensor, axis: Axis) -> int:
     """Number of channels on an axis of a layer; one that keeps channels apart reads what it makes."""
     side: Axis = axis if has_inputs(layer) else "out"
     stated = _stated_width(layer, side)
@@ -118,7 +112,7 @@ def axis_width(layer: nn.Module, axis: Axis) -> int:
     return first.tensor.shape[first.dim]
 
 
-def _stated_width(layer: nn.Module, axis: Axis) -> int | None:
+def _stated_width(layer: nn.Module | Tensor, axis: Axis) -> int | None:
     """What the layer's own attribute says; torchvision's frozen norm does without."""
     kind = kind_of(layer)
     names = kind.sizes.get(axis, ()) if kind is not None else ()
@@ -134,8 +128,6 @@ def module_at(model: nn.Module, name: str) -> Any:
 def widths_of(model: nn.Module, name: str) -> tuple[int | None, int | None]:
     """(out, in) widths of the layer called ``name``; None for an axis that it does not have."""
     target = module_at(model, name)
-    if isinstance(target, Tensor):
-        return int(target.shape[parameter_dim(target)]), None
     if not is_layer(target):
         raise AttributeError(f"{name} is no layer that holds channels")
     return axis_width(target, "out"), axis_width(target, "in") if has_inputs(target) else None
@@ -187,21 +179,17 @@ def cut(layer: nn.Module, keep: Keep) -> None:
 
 
 def _cut_axis(layer: nn.Module, kind: LayerKind, axis: Axis, kept: Sequence[int]) -> None:
-    for name, dim in kind.named(layer, axis).items():
-        place = _place(layer, name, dim)
-        if place is not None:
-            size = place.tensor.shape[place.dim]  # of one group, where all are cut alike
-            select(layer, name, place.dim, [i for i in kept if i < size])
+    for place in places(layer, axis):
+        size = place.tensor.shape[place.dim]  # of one group, where all are cut alike
+        select(layer, place.name, place.dim, [i for i in kept if i < size])
     for name in kind.sizes.get(axis, ()):
         if hasattr(layer, name):
             setattr(layer, name, len(kept))
 
 
-def select(layer: nn.Module, name: str, dim: int, kept: Sequence[int] | None) -> None:
+def select(layer: nn.Module, name: str, dim: int, kept: Sequence[int]) -> None:
     """Replaces the parameter or buffer ``name`` by its slices ``kept`` along ``dim``."""
     tensor = getattr(layer, name)
-    if tensor is None or kept is None:
-        return
     index = torch.as_tensor(kept, dtype=torch.long, device=tensor.device)
     sliced = tensor.detach().index_select(dim, index)
     if isinstance(tensor, nn.Parameter):

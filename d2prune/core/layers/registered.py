@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from d2prune.core.layers.table import LayerKind, add_row
+from d2prune.core.layers import table
 from d2prune.errors import PruneError
 
 
@@ -46,7 +46,7 @@ def register_layer(
             )
     if not out:
         raise PruneError(f"register_layer({kind.__name__}) got no out; expected at least one tensor")
-    row = LayerKind(
+    row = table.LayerKind(
         dict(out),
         dict(inp or {}),
         per="in" if inp else None,
@@ -54,4 +54,4 @@ def register_layer(
         open=lambda layer: True,
         after_cut=after_cut,
     )
-    add_row(kind, row)
+    table.ROWS[kind] = (row,)

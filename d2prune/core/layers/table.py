@@ -19,14 +19,6 @@ Layer = Any  # torch types every attribute of a module as Tensor | Module
 Places = Mapping[str, int]
 
 
-def _always(layer: Layer) -> bool:
-    return True
-
-
-def _nothing(layer: Layer) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class LayerKind:
     """One row: what is known of a kind of layer.
@@ -39,7 +31,7 @@ class LayerKind:
         sizes: by axis, attributes that repeat its width, which a cut brings up to date.
         groups: attribute that counts groups and shrinks with the channels; "" where none does.
         per: the axis that tells how often a kernel is applied, so that MACs can be counted: as often
-            as the input, or the result, has positions; "" where nothing is multiplied.
+            as the input, or the result, has positions; None where nothing is multiplied.
         begins: whether its output channels begin here, rather than being carried through.
         scored: the tensor whose norms say how much a channel matters; "" is an axis' first.
         chosen: tells which layers of its class the row is about.
@@ -54,9 +46,9 @@ class LayerKind:
     per: Axis | None = None
     begins: bool = False
     scored: str = ""
-    chosen: Callable[[Layer], bool] = _always
+    chosen: Callable[[Layer], bool] = lambda layer: True
     open: Callable[[Layer], bool] = lambda layer: "weight" in layer._parameters  # else it is computed
-    after_cut: Callable[[Layer], object] = _nothing
+    after_cut: Callable[[Layer], object] = lambda layer: None
 
     def named(self, layer: Layer, axis: Axis) -> Places:
         """By name, the dimension of each tensor that may hold an axis of ``layer``."""
@@ -69,11 +61,6 @@ def kind_of(layer: object) -> LayerKind | None:
     """The row of the nearest class of ``layer``; None for a layer that the table does not know."""
     rows = (row for cls in type(layer).__mro__ for row in ROWS.get(cls, ()))
     return next((row for row in rows if row.chosen(layer)), None)
-
-
-def add_row(cls: type, row: LayerKind) -> None:
-    """Puts a row in, in place of what the table had for the class."""
-    ROWS[cls] = (row,)
 
 
 def _is_depthwise(conv: Layer) -> bool:
@@ -155,7 +142,7 @@ CHANNEL_NORM = LayerKind(
     sizes={"out": ("num_features",)},
     scored="weight",
     chosen=_is_channel_norm,
-    open=_always,
+    open=lambda layer: True,
 )
 
 ROWS: dict[type, tuple[LayerKind, ...]] = {

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from d2prune.core.layers.attention import unfused_attention
-from d2prune.core.layers.kinds import axis_width, is_layer, parameter_dim, places
+from d2prune.core.layers.kinds import axis_width, is_layer, places
 from d2prune.core.layers.table import kind_of
 from d2prune.core.types import LayerCost, Totals, Widths
 
@@ -176,7 +176,7 @@ def _bare_parameters(model: nn.Module, layers: Mapping[str, LayerCost]) -> dict[
     costs = {}
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[0] not in layers and parameter.numel() > 1:
-            width = parameter.shape[parameter_dim(parameter)]
+            width = axis_width(parameter, "out")
             costs[name] = LayerCost(name, width, 0, 0, 0, 0, parameter.numel() / width)
     return costs
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from d2prune.core.layers.kinds import Place, axis_width, is_layer, places
-from d2prune.core.layers.table import kind_of
+from d2prune.core.layers.table import kind_of, own_tensors
 from d2prune.core.trace.labels import Ids, LabelStore, spread
 from d2prune.core.types import SINGLE, Axis, Site
 
@@ -59,27 +59,25 @@ def label_layers(
     for name, module in model.named_modules():
         for path, axis, layer, held in _axes(name, module, name in whole):
             ids = _label(store, maps, held, whole.get(name, ""))
-            width = layer.shape[held[0].dim] if isinstance(layer, Tensor) else axis_width(layer, axis)
-            axes[path, axis] = LayerAxis(layer, np.resize(ids, width))
+            axes[path, axis] = LayerAxis(layer, np.resize(ids, axis_width(layer, axis)))
     return axes
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
     """A module's own parameters and float buffers."""
-    rows = (*module._parameters.values(), *module._buffers.values())
-    return [t for t in rows if t is not None and t.is_floating_point()]
+    return [t for t in own_tensors(module).values() if t.is_floating_point()]
 
 
 def _axes(name: str, module: Any, whole: bool) -> Iterator[tuple[str, Axis, Any, list[Place]]]:
+    rows: dict[str, Any] = {name: module}
     if not is_layer(module):
-        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()) if not whole else ():
-            if tensor is not None and tensor.is_floating_point() and any(s > 1 for s in tensor.shape):
-                path = f"{name}.{leaf}" if name else leaf
-                yield path, "out", tensor, places(tensor, "out")
-    else:
+        bare = {} if whole else own_tensors(module)
+        rows = {leaf: t for leaf, t in bare.items() if t.is_floating_point() and t.numel() > 1}
+        rows = {f"{name}.{leaf}" if name else leaf: tensor for leaf, tensor in rows.items()}
+    for path, layer in rows.items():
         for axis in AXES:
-            if held := places(module, axis):
-                yield name, axis, module, held
+            if held := places(layer, axis):
+                yield path, axis, layer, held
 
 
 def _label(store: LabelStore, maps: WeakTensorKeyDictionary, held: list[Place], why: str) -> Ids:

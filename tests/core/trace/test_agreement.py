@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 from d2prune.adapters.base import flatten
-from d2prune.core.layers.kinds import has_inputs, is_depthwise
+from d2prune.core.layers.kinds import has_inputs
 from d2prune.core.trace.tracer import trace_groups
 from tests.core import nets
 
@@ -39,7 +39,7 @@ def theirs(model, images):
 
 
 def site(name, layer, out):
-    return name, "out" if out or not has_inputs(layer) or is_depthwise(layer) else "in"
+    return name, "out" if out or not has_inputs(layer) else "in"
 
 
 @pytest.mark.parametrize("name", NETS)

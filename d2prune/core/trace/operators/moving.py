@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,24 +89,10 @@ def _take(labels: Labels, label_map: Tensor, length: int, bound: Bound, alike: b
         labels.store.tie_columns(label_map.reshape(size // length, -1))
 
 
-def pixel_shuffle(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
-    """R * r channels become one: the labels of these are tied."""
-    _blocks(labels, bound["self"], out, int(bound["upscale_factor"]) ** 2, 1)
-
-
-def pixel_unshuffle(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
-    """Every channel becomes r * r."""
-    _blocks(labels, bound["self"], out, 1, int(bound["downscale_factor"]) ** 2)
-
-
-def im2col(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
-    """Every channel becomes kernel height * kernel width."""
-    height, width = bound["kernel_size"]
-    _blocks(labels, bound["self"], out, 1, height * width)
-
-
-def _blocks(labels: Labels, x: Tensor, out: Tensor, joined: int, repeated: int) -> None:
-    """Every ``joined`` channels become one, and every one of those ``repeated``."""
+def blocks(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """Pixel shuffle makes one channel of r * r; its inverse, and im2col's kernel, make many of each."""
+    x, side = bound["self"], bound.get("downscale_factor", 1)
+    joined, repeated = bound.get("upscale_factor", 1) ** 2, math.prod(bound.get("kernel_size", (side, side)))
     dim = x.dim() - 3
     for label_map in labels.of(x):
         if support(label_map) != (dim,):

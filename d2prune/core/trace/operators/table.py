@@ -45,9 +45,7 @@ _ROWS: dict[Handler, str] = {
     "aten.tril aten.triu",
     moving.part: "aten.slice aten.split aten.split_with_sizes aten.select aten.unbind aten.chunk aten.narrow",
     moving.pad: "aten.constant_pad_nd",
-    moving.pixel_shuffle: "aten.pixel_shuffle",
-    moving.pixel_unshuffle: "aten.pixel_unshuffle",
-    moving.im2col: "aten.im2col",
+    moving.blocks: "aten.pixel_shuffle aten.pixel_unshuffle aten.im2col",
     moving.cat: "aten.cat aten.stack",
     combining.reduce: "aten.mean aten.sum aten.amax aten.amin aten.max aten.min aten.var aten.var_mean "
     "aten.std aten.prod aten.any aten.all aten.argmax aten.argmin aten.logsumexp aten.norm "
