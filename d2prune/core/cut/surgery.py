@@ -14,12 +14,12 @@ from d2prune.core.cut.spec import PruneSpec
 from d2prune.core.layers.kinds import (
     cut,
     module_at,
-    parameter_dim,
     select,
     widths_of,
     zero_inputs,
     zero_outputs,
 )
+from d2prune.core.layers.table import parameter_dim
 from d2prune.core.types import PrunePlan
 from d2prune.errors import PruneError
 

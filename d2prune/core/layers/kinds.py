@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from d2prune.core.layers.table import LayerKind, kind_of, own_tensors
+from d2prune.core.layers.table import UNKNOWN, LayerKind, kind_of, own_tensors
 from d2prune.core.types import Axis
 from d2prune.errors import PruneError
 
@@ -45,15 +45,12 @@ def places(layer: nn.Module | Tensor, axis: Axis) -> list[Place]:
     Raises:
         PruneError: if a registered layer lacks such a tensor or dimension, or their widths differ.
     """
-    if isinstance(layer, Tensor):
-        return [Place("", layer, parameter_dim(layer))] if axis == "out" else []
-    kind = kind_of(layer)
-    named = kind.named(layer, axis) if kind is not None else {}
-    found = [place for name, dim in named.items() if (place := _place(layer, name, dim)) is not None]
+    named = kind_of(layer).named(layer, axis).items()
+    found = [place for name, dim in named if (place := _place(layer, name, dim)) is not None]
     widths = {place.name: place.tensor.shape[place.dim] for place in found}
     stated = _stated_width(layer, axis)
     if stated is not None:
-        return [Place(p.name, p.tensor, p.dim, max(1, stated // widths[p.name])) for p in found]
+        return [replace(p, groups=max(1, stated // max(1, widths[p.name]))) for p in found]
     if len(set(widths.values())) > 1:
         raise PruneError(
             f"register_layer({type(layer).__name__}): its {axis} channels differ in number: {widths}"
@@ -61,8 +58,10 @@ def places(layer: nn.Module | Tensor, axis: Axis) -> list[Place]:
     return found
 
 
-def _place(layer: nn.Module, name: str, dim: int) -> Place | None:
+def _place(layer: nn.Module | Tensor, name: str, dim: int) -> Place | None:
     """None where this layer does without: a bias that is off."""
+    if isinstance(layer, Tensor):
+        return Place(name, layer, dim)
     if hasattr(layer, name) and getattr(layer, name) is None:
         return None
     own = own_tensors(layer)
@@ -76,30 +75,20 @@ def _place(layer: nn.Module, name: str, dim: int) -> Place | None:
     return Place(name, tensor, dim % tensor.dim())
 
 
-def parameter_dim(parameter: Tensor) -> int:
-    """The channel dimension of a bare parameter: the last that is not 1."""
-    return max(i for i, size in enumerate(parameter.shape) if size > 1)
-
-
 def weight_on(layer: nn.Module | Tensor, axis: Axis) -> Place | None:
     """Where a layer holds the weights that say how much a channel matters; None without such."""
-    kind = kind_of(layer)
-    found = places(layer, axis) if kind is not None else []
-    return next((p for p in found if kind is not None and kind.scored in ("", p.name)), None)
+    scored = kind_of(layer).scored
+    return next((place for place in places(layer, axis) if scored in ("", place.name)), None)
 
 
-def is_layer(layer: object) -> bool:
-    """True where :func:`cut` can take channels out."""
-    if not isinstance(layer, nn.Module):
-        return isinstance(layer, Tensor)
-    kind = kind_of(layer)
-    return kind is not None and kind.open(layer) and bool(places(layer, "out"))
+def is_layer(layer: Any) -> bool:
+    """True where :func:`cut` can take channels out, and for a bare parameter."""
+    return kind_of(layer).open(layer) and bool(places(layer, "out"))
 
 
 def has_inputs(layer: object) -> bool:
     """True where a layer's input channels are others than its output channels."""
-    kind = kind_of(layer)
-    return kind is not None and bool(kind.inp)
+    return bool(kind_of(layer).inp)
 
 
 def axis_width(layer: nn.Module | Tensor, axis: Axis) -> int:
@@ -114,8 +103,7 @@ def axis_width(layer: nn.Module | Tensor, axis: Axis) -> int:
 
 def _stated_width(layer: nn.Module | Tensor, axis: Axis) -> int | None:
     """What the layer's own attribute says; torchvision's frozen norm does without."""
-    kind = kind_of(layer)
-    names = kind.sizes.get(axis, ()) if kind is not None else ()
+    names = kind_of(layer).sizes.get(axis, ())
     return next((int(getattr(layer, name)) for name in names if hasattr(layer, name)), None)
 
 
@@ -147,8 +135,8 @@ class Keep:
 
 def groups_of(layer: nn.Module) -> int | None:
     """Groups of a GroupNorm or depthwise convolution, which shrink with its channels; else None."""
-    kind = kind_of(layer)
-    return int(getattr(layer, kind.groups)) if kind is not None and kind.groups else None
+    name = kind_of(layer).groups
+    return int(getattr(layer, name)) if name else None
 
 
 def groups_after(layer: nn.Module, kept: int) -> int | None:
@@ -167,7 +155,7 @@ def cut(layer: nn.Module, keep: Keep) -> None:
         PruneError: if the layer's kind is unknown.
     """
     kind = kind_of(layer)
-    if kind is None:
+    if kind is UNKNOWN:
         raise PruneError(f"can't take channels out of a {type(layer).__name__}")
     if keep.out is not None:
         _cut_axis(layer, kind, "out", keep.out)

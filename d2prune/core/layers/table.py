@@ -57,10 +57,10 @@ class LayerKind:
         return self.out(layer) if callable(self.out) else self.out
 
 
-def kind_of(layer: object) -> LayerKind | None:
-    """The row of the nearest class of ``layer``; None for a layer that the table does not know."""
+def kind_of(layer: object) -> LayerKind:
+    """The row of the nearest class of ``layer``; the last is :data:`UNKNOWN`."""
     rows = (row for cls in type(layer).__mro__ for row in ROWS.get(cls, ()))
-    return next((row for row in rows if row.chosen(layer)), None)
+    return next(row for row in rows if row.chosen(layer))
 
 
 def _is_depthwise(conv: Layer) -> bool:
@@ -94,6 +94,11 @@ def _norm_places(layer: nn.Module) -> Places:
 def own_tensors(layer: nn.Module) -> dict[str, Tensor]:
     """A layer's own parameters and buffers by name, without those that are None."""
     return {n: t for n, t in (*layer._parameters.items(), *layer._buffers.items()) if t is not None}
+
+
+def parameter_dim(parameter: Tensor) -> int:
+    """The channel dimension of a bare parameter: the last that is not 1."""
+    return max(i for i, size in enumerate(parameter.shape) if size > 1)
 
 
 def _reshape_norm(layer: Layer) -> None:
@@ -144,6 +149,10 @@ CHANNEL_NORM = LayerKind(
     chosen=_is_channel_norm,
     open=lambda layer: True,
 )
+BARE = LayerKind(
+    out=lambda parameter: {"": parameter_dim(parameter)}, scored="none", open=lambda parameter: True
+)
+UNKNOWN = LayerKind(out={}, open=lambda layer: False)
 
 ROWS: dict[type, tuple[LayerKind, ...]] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), (DEPTHWISE, CONVOLUTION)),
@@ -159,4 +168,6 @@ ROWS: dict[type, tuple[LayerKind, ...]] = {
     nn.Embedding: (EMBEDDING,),
     nn.MultiheadAttention: (ATTENTION,),
     nn.Module: (CHANNEL_NORM,),  # of any class that no other row is about
+    Tensor: (BARE,),  # a parameter outside of layers
+    object: (UNKNOWN,),
 }

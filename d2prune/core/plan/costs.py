@@ -80,7 +80,7 @@ def measure(
 
     counter = _Counter()
     products = _Products(counter, names)
-    reading = [m for m in names if _multiplies(m)]
+    reading = [m for m in names if kind_of(m).per]
     hooks = [m.register_forward_pre_hook(products.before) for m in reading]
     hooks += [m.register_forward_hook(hook) for m in reading for hook in (count, products.after)]
     try:
@@ -181,21 +181,15 @@ def _bare_parameters(model: nn.Module, layers: Mapping[str, LayerCost]) -> dict[
     return costs
 
 
-def _multiplies(module: nn.Module) -> bool:
-    kind = kind_of(module)
-    return kind is not None and kind.per is not None
-
-
 def _positions(module: nn.Module, given: Tensor, output: Tensor) -> int:
     """How often the kernel is applied: as often as the input, or the result, has positions."""
-    kind = kind_of(module)
-    per = kind.per if kind is not None and kind.per is not None else "in"
+    per = kind_of(module).per or "in"
     return int((output if per == "out" else given).numel() // axis_width(module, per))
 
 
 def _layer(module: nn.Module, name: str, positions: int) -> LayerCost:
     out = axis_width(module, "out")
-    inp = axis_width(module, "in") if _multiplies(module) else 0
+    inp = axis_width(module, "in") if kind_of(module).per else 0
     reading = {id(place.tensor) for place in places(module, "in")}
     crossing = sum(p.tensor.numel() for p in places(module, "out") if id(p.tensor) in reading)
     pair = crossing / (out * inp) if crossing else 0

@@ -35,8 +35,7 @@ class LayerAxis:
 
     def makes(self, axis: Axis) -> bool:
         """Whether channels begin here: the output of a convolution or linear layer, or an embedding."""
-        kind = kind_of(self.layer)
-        return axis == "out" and kind is not None and kind.begins
+        return axis == "out" and kind_of(self.layer).begins
 
 
 def whole_layers(model: nn.Module) -> dict[str, str]:

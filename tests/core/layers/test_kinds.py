@@ -20,7 +20,7 @@ from d2prune.core.layers.kinds import (
     zero_inputs,
     zero_outputs,
 )
-from d2prune.core.layers.table import CHANNEL_NORM, kind_of
+from d2prune.core.layers.table import ATTENTION, CHANNEL_NORM, UNKNOWN, kind_of
 from d2prune.errors import PruneError
 from tests.core.nets import lively
 
@@ -88,8 +88,8 @@ def test_what_has_no_row_or_no_channels_is_no_layer():
 
 
 def test_attention_of_other_widths_has_no_row():
-    assert kind_of(nn.MultiheadAttention(8, 2)) is not None
-    assert kind_of(nn.MultiheadAttention(8, 2, kdim=4)) is None
+    assert kind_of(nn.MultiheadAttention(8, 2)) is ATTENTION
+    assert kind_of(nn.MultiheadAttention(8, 2, kdim=4)) is UNKNOWN
 
 
 @pytest.mark.parametrize(
