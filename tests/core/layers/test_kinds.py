@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from torch import nn
 
+from d2prune.core.layers import table
 from d2prune.core.layers.kinds import (
     Keep,
     axis_width,
@@ -97,3 +100,10 @@ def test_attention_of_other_widths_has_no_row():
 )
 def test_channel_norms_are_known_by_their_shape(norm):
     assert kind_of(norm) is CHANNEL_NORM
+
+
+def test_only_the_table_asks_what_kind_of_layer_it_has_before_it():
+    asks = re.compile(r"isinstance\([^)]*nn\.(Conv|Linear|\w*Norm|PReLU|Embedding)")
+    package = Path(table.__file__).parents[2]
+    parts = [*package.glob("*.py"), *(package / "core").rglob("*.py"), *(package / "recipes").rglob("*.py")]
+    assert [path.name for path in parts if asks.search(path.read_text(encoding="utf-8"))] == []
