@@ -14,6 +14,7 @@ from d2prune.checkpoint import load, save
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.core.layers.registered import register_layer
 from d2prune.core.plan.criteria import register_criterion
+from d2prune.core.trace.operators import register_operator
 from d2prune.errors import PruneError
 from d2prune.optional import HAS_DETECTRON2, needs_detectron2
 from d2prune.pruning import PruneResult, prune
@@ -56,6 +57,7 @@ __all__ = [
     "register_adapter",
     "register_criterion",
     "register_layer",
+    "register_operator",
     "save",
     "traceable",
     *(_OF_DETECTRON2 if HAS_DETECTRON2 else ()),

@@ -11,7 +11,7 @@ from torch import nn
 from d2prune.adapters import Adapter, find_adapter
 from d2prune.core.cut.spec import PruneSpec, compose
 from d2prune.core.cut.surgery import resize
-from d2prune.core.layers.kinds import ConvNd, Keep, axis_width
+from d2prune.core.layers.kinds import Keep, axis_width, has_inputs
 from d2prune.core.literals.settle import apply_changes, check_changes
 from d2prune.core.literals.version1 import install
 from d2prune.errors import PruneError
@@ -65,7 +65,7 @@ def _belongs(name: str, branch: str) -> bool:
 
 
 def _inside(model: nn.Module, branch: str) -> list[str]:
-    return [n for n, m in model.named_modules() if _belongs(n, branch) and isinstance(m, ConvNd)]
+    return [n for n, m in model.named_modules() if _belongs(n, branch) and has_inputs(m)]
 
 
 def _compose(model: nn.Module, before: PruneSpec, spec: PruneSpec) -> PruneSpec:

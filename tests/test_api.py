@@ -18,7 +18,7 @@ import d2prune
 CONTRACT = {
     "PruneError", "PruneResult", "PruneSpec", "PruneTrainer", "PruningCheckpointer", "PruningMixin",
     "add_prune_config", "get_cfg", "load", "prune", "rebuild", "register_adapter",
-    "register_criterion", "save", "traceable",
+    "register_criterion", "register_layer", "register_operator", "save", "traceable",
 }  # fmt: skip
 KEYS = {
     "TARGET": "macs", "AMOUNT": 0.5, "CRITERION": "magnitude", "ALLOCATION": "global", "RATIOS": [],

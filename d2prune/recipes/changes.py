@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from d2prune.core.layers.kinds import ConvNd, axis_width, groups_after, has_inputs, is_layer
+from d2prune.core.layers.kinds import axis_width, groups_after, groups_of, has_inputs, is_layer, weight_on
 from d2prune.core.types import Group, Member, Site
 from d2prune.errors import PruneError
 
@@ -84,7 +84,8 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _kernel(layer: nn.Module) -> tuple[int, ...]:
-    return tuple(layer.weight.shape[2:]) if isinstance(layer, ConvNd) else ()
+    weight = weight_on(layer, "out")
+    return tuple(weight.tensor.shape[2:]) if weight is not None else ()
 
 
 def _of_group(group: Group, old: dict[str, nn.Module], new: dict[str, nn.Module]) -> Change | None:
@@ -113,12 +114,11 @@ def _of_group(group: Group, old: dict[str, nn.Module], new: dict[str, nn.Module]
 
 def _other_norm(group: Group, old: dict[str, nn.Module], new: dict[str, nn.Module]) -> str:
     """A cut takes whole groups out of a GroupNorm; a narrower config has as many groups as before."""
-    for name in {member.layer for member in group.members if member.layer in old}:
-        norm = new.get(name)
-        if isinstance(norm, nn.GroupNorm):
-            left = groups_after(old[name], norm.num_channels)
-            if left != norm.num_groups:
-                return f"a cut leaves {left} groups of {name}, a GroupNorm, and the plan {norm.num_groups}"
+    for name in {member.layer for member in group.members if member.layer in old and member.layer in new}:
+        norm = new[name]
+        left, planned = groups_after(old[name], axis_width(norm, "out")), groups_of(norm)
+        if planned is not None and left not in (None, planned):
+            return f"a cut leaves {left} groups of {name}, a {type(norm).__name__}, and the plan {planned}"
     return ""
 
 

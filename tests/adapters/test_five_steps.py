@@ -12,7 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 
 import d2prune
 from d2prune.adapters import base
-from d2prune.core.layers import registered
+from d2prune.core.layers import table
 from tests.adapters.families import SIZE, lively, stands, trains
 from tests.modeling.small_models import small_cfg
 
@@ -25,7 +25,7 @@ LINES = 60  # what an adapter may take
 def my_package():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "_ADAPTERS", dict(base._ADAPTERS))
-        patch.setattr(registered, "_LAYOUTS", dict(registered._LAYOUTS))
+        patch.setattr(table, "ROWS", dict(table.ROWS))
         patch.syspath_prepend(PACKAGE)
         importlib.import_module("my_package.adapter")
         yield

@@ -12,7 +12,6 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 from torch import nn
 
 import d2prune
-from d2prune.core.layers.kinds import is_depthwise
 from d2prune.modeling.unfuse import is_frozen_norm
 from tests.benchmarks.small_detrs import KINDS, detections, detr, pictures, targets
 
@@ -66,7 +65,7 @@ def test_depthwise_convolutions_follow(kind, result):
     depthwise = [(old, new) for old, new in found if old.groups > 1]
     assert len(depthwise) == (0 if kind.startswith("RT") else 8)
     for old, new in depthwise:
-        assert is_depthwise(new) and new.groups == new.in_channels < old.groups
+        assert new.groups == new.in_channels == new.out_channels < old.groups
 
 
 def is_conv(module):

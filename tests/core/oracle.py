@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from d2prune.adapters.base import flatten
-from d2prune.core.layers.kinds import axis_width, is_depthwise
+from d2prune.core.layers.kinds import axis_width
 
 
 def hold_back(model, spec):
     """Hooks that zero what each consumer reads from the dropped channels: the masked model."""
     for name, keep in spec.layers.items():
-        if keep.inp is None or is_depthwise(model.get_submodule(name)):
+        if keep.inp is None:
             continue
         layer = model.get_submodule(name)
         mask = torch.zeros(axis_width(layer, "in"), dtype=torch.float64)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from d2prune.core.layers.kinds import axis_width, is_layer, parameter_dim
+from d2prune.core.layers.kinds import axis_width, is_layer
 from d2prune.core.plan.costs import CostModel
 from d2prune.core.types import OUTPUT, SINGLE, Coverage, PrunePlan
 
@@ -61,8 +61,7 @@ def _bare(name: str, module: nn.Module, pruned: nn.Module, whys: Mapping[str, st
         if path not in whys:
             left.append(parameter)
             continue
-        dim = parameter_dim(parameter)
-        before, after = parameter.shape[dim], pruned.get_parameter(leaf).shape[dim]
+        before, after = axis_width(parameter, "out"), axis_width(pruned.get_parameter(leaf), "out")
         why = whys[path] if before == after else ""
         yield Coverage(path, before, after, _status(before, after, why), why, 0)
     if left:

@@ -14,12 +14,12 @@ from d2prune.core.cut.spec import PruneSpec
 from d2prune.core.layers.kinds import (
     cut,
     module_at,
-    parameter_dim,
     select,
     widths_of,
     zero_inputs,
     zero_outputs,
 )
+from d2prune.core.layers.table import parameter_dim
 from d2prune.core.types import PrunePlan
 from d2prune.errors import PruneError
 
@@ -39,11 +39,11 @@ def resize(model: Model, spec: PruneSpec) -> Model:
         _check(model, name, spec.widths[name])
     for name, keep in spec.layers.items():
         target = module_at(model, name)
-        if isinstance(target, Tensor):
+        if not isinstance(target, Tensor):
+            cut(target, keep)
+        elif keep.out is not None:
             parent, _, leaf = name.rpartition(".")
             select(model.get_submodule(parent), leaf, parameter_dim(target), keep.out)
-        else:
-            cut(target, keep)
     return model
 
 

@@ -6,10 +6,12 @@ heads are gone, :class:`NarrowAttention` takes over, under the same parameter na
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from d2prune.core.layers.registered import register_layer
 
 
 class NarrowAttention(nn.MultiheadAttention):
@@ -78,9 +80,12 @@ def is_foreign(layer: nn.Module) -> bool:
     return isinstance(layer, nn.MultiheadAttention) and type(layer).forward not in known
 
 
-register_layer(
-    nn.MultiheadAttention,
-    out={"in_proj_weight": 0, "in_proj_bias": 0},
-    inp={"in_proj_weight": 1},
-    after_cut=narrow,
-)
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Keeps nn.MultiheadAttention from its one fused operator, which nothing counts or follows."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

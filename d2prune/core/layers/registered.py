@@ -1,33 +1,14 @@
-"""Kinds of layers that users register: which of their tensors hold channels, and along which dimension."""
+"""Rows of the table of layers that users add."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from d2prune.core.types import Axis
+from d2prune.core.layers import table
 from d2prune.errors import PruneError
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a kind of layer keeps its channels.
-
-    Attributes:
-        out: tensors that hold output channels, by attribute name, each with its dimension that does.
-        inp: the same of input channels; empty for a layer that keeps channels apart, as norms do.
-        after_cut: brings attributes that repeat a width up to date.
-    """
-
-    out: Mapping[str, int]
-    inp: Mapping[str, int]
-    after_cut: Callable[[Any], object]
-
-
-_LAYOUTS: dict[type, Layout] = {}
 
 
 def register_layer(
@@ -65,41 +46,12 @@ def register_layer(
             )
     if not out:
         raise PruneError(f"register_layer({kind.__name__}) got no out; expected at least one tensor")
-    _LAYOUTS[kind] = Layout(dict(out), dict(inp or {}), after_cut)
-
-
-def layout_of(layer: object) -> Layout | None:
-    """The layout registered for the nearest class of ``layer``, if any."""
-    return next((_LAYOUTS[cls] for cls in type(layer).__mro__ if cls in _LAYOUTS), None)
-
-
-def tensors_on(layer: nn.Module, axis: Axis) -> list[tuple[Tensor, int]]:
-    """The tensors of a registered layer that hold an axis, and the dimension of each; none without such.
-
-    Raises:
-        PruneError: if the layer lacks such a tensor or dimension, or their widths differ.
-    """
-    layout = layout_of(layer)
-    places = {} if layout is None else layout.out if axis == "out" else layout.inp
-    found = {name: _place(layer, name, dim) for name, dim in places.items()}
-    widths = {name: place[0].shape[place[1]] for name, place in found.items() if place is not None}
-    if len(set(widths.values())) > 1:
-        raise PruneError(
-            f"register_layer({type(layer).__name__}): its {axis} channels differ in number: {widths}"
-        )
-    return [place for place in found.values() if place is not None]
-
-
-def _place(layer: nn.Module, name: str, dim: int) -> tuple[Tensor, int] | None:
-    """None where this layer does without: a bias that is off."""
-    if hasattr(layer, name) and getattr(layer, name) is None:
-        return None
-    own = {**layer._parameters, **layer._buffers}
-    tensor = own.get(name)
-    if tensor is None or not -tensor.dim() <= dim < tensor.dim():
-        shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in own.items() if t is not None)
-        raise PruneError(
-            f"register_layer({type(layer).__name__}) names dimension {dim} of '{name}'; its parameters and "
-            f"buffers are: {shapes or 'none'}"
-        )
-    return tensor, dim % tensor.dim()
+    row = table.LayerKind(
+        dict(out),
+        dict(inp or {}),
+        per="in" if inp else None,
+        begins=bool(inp) or issubclass(kind, nn.Embedding),
+        open=lambda layer: True,
+        after_cut=after_cut,
+    )
+    table.ROWS[kind] = (row,)

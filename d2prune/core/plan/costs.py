@@ -20,16 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from d2prune.core.layers.kinds import (
-    ConvNd,
-    axis_width,
-    has_inputs,
-    is_depthwise,
-    is_layer,
-    parameter_dim,
-    unfused_attention,
-)
-from d2prune.core.layers.registered import tensors_on
+from d2prune.core.layers.attention import unfused_attention
+from d2prune.core.layers.kinds import axis_width, is_layer, places
+from d2prune.core.layers.table import kind_of
 from d2prune.core.types import LayerCost, Totals, Widths
 
 Target = Literal["channels", "params", "macs"]
@@ -87,7 +80,7 @@ def measure(
 
     counter = _Counter()
     products = _Products(counter, names)
-    reading = [m for m in names if has_inputs(m)]
+    reading = [m for m in names if kind_of(m).per]
     hooks = [m.register_forward_pre_hook(products.before) for m in reading]
     hooks += [m.register_forward_hook(hook) for m in reading for hook in (count, products.after)]
     try:
@@ -183,38 +176,23 @@ def _bare_parameters(model: nn.Module, layers: Mapping[str, LayerCost]) -> dict[
     costs = {}
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[0] not in layers and parameter.numel() > 1:
-            width = parameter.shape[parameter_dim(parameter)]
+            width = axis_width(parameter, "out")
             costs[name] = LayerCost(name, width, 0, 0, 0, 0, parameter.numel() / width)
     return costs
 
 
-def _positions(module: Any, given: Tensor, output: Tensor) -> int:
-    """How often the kernel is applied: output positions, or input ones of a transposed convolution."""
-    if not isinstance(module, ConvNd):
-        return int(given.numel() // axis_width(module, "in"))
-    if module.transposed:
-        return int(given.numel() // module.in_channels)
-    # Hooks of fused convolutions see the norm's or activation's result: same shape, same count.
-    return int(output.numel() // module.out_channels)
+def _positions(module: nn.Module, given: Tensor, output: Tensor) -> int:
+    """How often the kernel is applied: as often as the input, or the result, has positions."""
+    per = kind_of(module).per or "in"
+    return int((output if per == "out" else given).numel() // axis_width(module, per))
 
 
 def _layer(module: nn.Module, name: str, positions: int) -> LayerCost:
-    if isinstance(module, ConvNd):
-        kernel = module.weight[0, 0].numel()
-        bias = int(module.bias is not None)
-        out, inp = module.out_channels, module.in_channels
-        if is_depthwise(module):
-            return LayerCost(name, out, inp, 0, positions * kernel, 0, kernel + bias)
-        pair = kernel / module.groups
-        return LayerCost(name, out, inp, positions * pair, 0, pair, bias)
-    if isinstance(module, nn.Linear):
-        bias = int(module.bias is not None)
-        return LayerCost(name, module.out_features, module.in_features, positions, 0, 1, bias)
-    out, inp, crossing = axis_width(module, "out"), 0, 0
-    if has_inputs(module):  # registered by a user
-        reading = {id(tensor) for tensor, _ in tensors_on(module, "in")}
-        crossing = sum(t.numel() for t, _ in tensors_on(module, "out") if id(t) in reading)
-        inp = axis_width(module, "in")
-    pair = crossing / (out * inp) if inp else 0
+    out = axis_width(module, "out")
+    inp = axis_width(module, "in") if kind_of(module).per else 0
+    reading = {id(place.tensor) for place in places(module, "in")}
+    crossing = sum(p.tensor.numel() for p in places(module, "out") if id(p.tensor) in reading)
+    pair = crossing / (out * inp) if crossing else 0
     single = (sum(p.numel() for p in module.parameters(recurse=False)) - crossing) / out
-    return LayerCost(name, out, inp, positions * pair, 0, pair, single)
+    apart = 0 if reading else places(module, "out")[0].tensor.numel() / out  # a depthwise kernel
+    return LayerCost(name, out, inp, positions * pair, positions * apart, pair, single)

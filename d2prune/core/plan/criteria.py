@@ -7,10 +7,9 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from d2prune.core.layers.kinds import ConvNd, is_depthwise, module_at
-from d2prune.core.layers.registered import layout_of, tensors_on
+from d2prune.core.layers.kinds import module_at, weight_on
 from d2prune.core.plan.torch_pruning_criteria import PREFIX, Importance, TorchPruningCriterion
 from d2prune.core.registry import Registry
 from d2prune.core.types import Group, Member
@@ -62,30 +61,12 @@ def magnitude(model: nn.Module, group: Group) -> Scores:
 
 def _norms(model: nn.Module, member: Member) -> Scores | None:
     """(U,) L2 norms of what each unit owns of one layer's weight; None where there is no weight."""
-    layer = module_at(model, member.layer)
-    weight = getattr(layer, "weight", None)
-    if layout_of(layer) is not None:
-        weight, dim = tensors_on(layer, member.axis)[0]
-        rows = weight.detach().movedim(dim, 0).unsqueeze(-1)
-    elif isinstance(weight, Tensor):
-        rows = _channels_first(layer, weight.detach(), member)
-    else:
+    place = weight_on(module_at(model, member.layer), member.axis)
+    if place is None:
         return None
+    rows = place.by_position().flatten(0, 1).unsqueeze(-1)
     others = tuple(range(1, rows.dim()))
     precise = torch.promote_types(rows.dtype, torch.float32)
     lengths = torch.linalg.vector_norm(rows, dim=others, dtype=precise).double().cpu().numpy()
     norms: Scores = np.sqrt(np.square(lengths)[member.indices].sum(1))
     return norms
-
-
-def _channels_first(layer: nn.Module, weight: Tensor, member: Member) -> Tensor:
-    """The weight with one row for each position of the member's axis."""
-    if weight.dim() == 1 or is_depthwise(layer):
-        return weight.reshape(weight.shape[0], -1)
-    channel_dim = int(member.axis == "in")
-    if isinstance(layer, ConvNd) and layer.transposed:
-        channel_dim = 1 - channel_dim
-    if isinstance(layer, ConvNd) and layer.groups > 1 and channel_dim == 1:
-        per_group = weight.reshape(layer.groups, -1, *weight.shape[1:])
-        return per_group.transpose(1, 2).flatten(0, 1).flatten(1)
-    return torch.movedim(weight, channel_dim, 0)

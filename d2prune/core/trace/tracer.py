@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from d2prune.core.layers.kinds import unfused_attention
+from d2prune.core.layers.attention import unfused_attention
 from d2prune.core.literals.calls import Call, NumberedCalls, counted_by, following_path, positions
 from d2prune.core.literals.sites import frames_of_call
 from d2prune.core.literals.tracked import tracked

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from d2prune.core.layers.kinds import ConvNd, axis_width, has_inputs, is_depthwise, is_layer, parameter_dim
-from d2prune.core.layers.registered import layout_of, tensors_on
+from d2prune.core.layers.kinds import Place, axis_width, is_layer, places
+from d2prune.core.layers.table import kind_of, own_tensors
 from d2prune.core.trace.labels import Ids, LabelStore, spread
 from d2prune.core.types import SINGLE, Axis, Site
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-Held = list[tuple[Tensor, int]]  # tensors, and the dimension of each that is the axis
+AXES: tuple[Axis, Axis] = ("out", "in")
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class LayerAxis:
 
     def makes(self, axis: Axis) -> bool:
         """Whether channels begin here: the output of a convolution or linear layer, or an embedding."""
-        begins = has_inputs(self.layer) or isinstance(self.layer, nn.Embedding)
-        return axis == "out" and begins and not is_depthwise(self.layer)
+        return axis == "out" and kind_of(self.layer).begins
 
 
 def whole_layers(model: nn.Module) -> dict[str, str]:
@@ -59,51 +58,37 @@ def label_layers(
     for name, module in model.named_modules():
         for path, axis, layer, held in _axes(name, module, name in whole):
             ids = _label(store, maps, held, whole.get(name, ""))
-            width = layer.shape[held[0][1]] if isinstance(layer, Tensor) else axis_width(layer, axis)
-            axes[path, axis] = LayerAxis(layer, np.resize(ids, width))
+            axes[path, axis] = LayerAxis(layer, np.resize(ids, axis_width(layer, axis)))
     return axes
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
     """A module's own parameters and float buffers."""
-    rows = (*module._parameters.values(), *module._buffers.values())
-    return [t for t in rows if t is not None and t.is_floating_point()]
+    return [t for t in own_tensors(module).values() if t.is_floating_point()]
 
 
-def _axes(name: str, module: Any, whole: bool) -> Iterator[tuple[str, Axis, Any, Held]]:
+def _axes(name: str, module: Any, whole: bool) -> Iterator[tuple[str, Axis, Any, list[Place]]]:
+    rows: dict[str, Any] = {name: module}
     if not is_layer(module):
-        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()) if not whole else ():
-            if tensor is not None and tensor.is_floating_point() and any(s > 1 for s in tensor.shape):
-                path = f"{name}.{leaf}" if name else leaf
-                yield path, "out", tensor, [(tensor, parameter_dim(tensor))]
-    elif layout_of(module) is not None:
-        sides: tuple[Axis, Axis] = ("out", "in")
-        yield from ((name, side, module, tensors) for side in sides if (tensors := tensors_on(module, side)))
-    elif not isinstance(module, (*ConvNd, nn.Linear)):
-        width = axis_width(module, "out")
-        held = [(t, t.dim() - 1) for t in tensors_of(module) if t.shape[-1:] == (width,)]
-        if held:
-            yield name, "out", module, held
-    else:
-        rows, columns = (1, 0) if getattr(module, "transposed", False) else (0, 1)
-        if is_depthwise(module):
-            rows = 0
-        bias = [(module.bias, 0)] if module.bias is not None else []
-        yield name, "out", module, [(module.weight, rows), *bias]
-        if not is_depthwise(module):
-            yield name, "in", module, [(module.weight, columns)]
+        bare = {} if whole else own_tensors(module)
+        rows = {leaf: t for leaf, t in bare.items() if t.is_floating_point() and t.numel() > 1}
+        rows = {f"{name}.{leaf}" if name else leaf: tensor for leaf, tensor in rows.items()}
+    for path, layer in rows.items():
+        for axis in AXES:
+            if held := places(layer, axis):
+                yield path, axis, layer, held
 
 
-def _label(store: LabelStore, maps: WeakTensorKeyDictionary, held: Held, why: str) -> Ids:
+def _label(store: LabelStore, maps: WeakTensorKeyDictionary, held: list[Place], why: str) -> Ids:
     """One axis' labels, on all the tensors that hold it."""
-    first, dim = held[0]
-    ids = store.new(first.shape[dim])
+    ids = store.new(held[0].tensor.shape[held[0].dim])
     if len(ids) == 1:
         store.keep_layer(torch.from_numpy(ids), SINGLE)
         return ids
     if why:
         store.keep_layer(torch.from_numpy(ids), why)
-    for tensor, dim in held:
+    for place in held:
+        tensor, dim = place.tensor, place.dim
         values = np.resize(ids, tensor.shape[dim])
         maps[tensor] = (*maps.get(tensor, ()), spread(values, dim, tensor.dim(), tensor))
     return ids

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import d2prune
-from d2prune.core.layers import registered as layouts
+from d2prune.core.layers import table
 from d2prune.errors import PruneError
 
 
@@ -46,7 +46,7 @@ def tell_width(layer):
 
 @pytest.fixture
 def registered(monkeypatch):
-    monkeypatch.setattr(layouts, "_LAYOUTS", {})
+    monkeypatch.setattr(table, "ROWS", dict(table.ROWS))
     d2prune.register_layer(Dense, out={"kernel": 1, "shift": 0}, inp={"kernel": 0}, after_cut=tell_width)
     d2prune.register_layer(
         Gain, out={"gain": 0, "mean": -1}, after_cut=lambda gain: setattr(gain, "width", len(gain.gain))

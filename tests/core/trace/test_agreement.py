@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 from d2prune.adapters.base import flatten
-from d2prune.core.layers.kinds import ConvNd, has_inputs, is_depthwise
+from d2prune.core.layers.kinds import has_inputs
 from d2prune.core.trace.tracer import trace_groups
 from tests.core import nets
 
@@ -32,14 +32,14 @@ def theirs(model, images):
     graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=images)
     names = {module: name for name, module in model.named_modules() if any(True for _ in module.parameters())}
     found = set()
-    for group in graph.get_all_groups(root_module_types=[*ConvNd, nn.Linear]):
+    for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.ConvTranspose2d, nn.Linear]):
         places = [(d.target.module, graph.is_out_channel_pruning_fn(d.handler)) for d, _ in group]
         found.add(frozenset(site(names[m], m, out) for m, out in places if m in names))
     return found
 
 
 def site(name, layer, out):
-    return name, "out" if out or not has_inputs(layer) or is_depthwise(layer) else "in"
+    return name, "out" if out or not has_inputs(layer) else "in"
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2prune.core.trace.labels import LabelStore, spread
-from d2prune.core.trace.operators import HANDLERS, follow
+from d2prune.core.trace.operators import HANDLERS, follow, register_operator, table
 
 CHANNELS = 8
 
@@ -173,3 +173,60 @@ def test_writing_into_a_part_keeps_what_is_written(labels):
         canvas = torch.zeros(2, CHANNELS, 9, dtype=torch.float64)
         canvas[:, :, 2:6].copy_(x)
     assert len(labels.kept()) == CHANNELS
+
+
+@torch.library.custom_op("d2prune_tests::own", mutates_args=())
+def own(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Does nothing that anyone could know of; no integers either."""
+    assert x.is_floating_point()
+    return x.flip(dim)
+
+
+@torch.library.custom_op("d2prune_tests::own_", mutates_args=("x",))
+def own_(x: torch.Tensor, by: torch.Tensor) -> None:
+    x.mul_(by)
+
+
+BY_RULE = {
+    "pointwise": [1, 2, 3, 4, 5, 6, 7, 8],
+    "same": [1, 2, 3, 4, 5, 6, 7, 8],
+    "constant": None,
+    "view": [1, 2, 3, 4, 5, 6, 7, 8],
+    "moves elements": [8, 7, 6, 5, 4, 3, 2, 1],
+    "by channel": [1, 2, 3, 4, 5, 6, 7, 8],
+    "reduces": None,
+    "mixes": [1, 2, 3, 4, 5, 6, 7, 8],
+}
+
+
+@pytest.fixture
+def open_table(monkeypatch):
+    monkeypatch.setattr(table, "HANDLERS", dict(HANDLERS))
+
+
+@pytest.mark.parametrize("rule", table.NAMED)
+def test_an_operator_of_ones_own_follows_the_rule_it_was_given(labels, open_table, rule):
+    register_operator(["d2prune_tests.own"], rule)
+    x = labels.labelled(2, CHANNELS)
+    with labels, torch.no_grad():
+        out = own(x, 1)
+    (found,) = [s.flatten().tolist() for s in labels.of(out)] or [None]
+    assert found == BY_RULE[rule] and not labels.store.kept
+    assert bool(labels.store.inexact) == (rule in ("reduces", "mixes"))
+
+
+def test_the_latest_rule_wins_and_may_be_a_function(labels, open_table):
+    register_operator("d2prune_tests::own", "same")
+    register_operator("d2prune_tests::own", lambda labels, func, bound, out: labels.set(out, ()))
+    with labels, torch.no_grad():
+        out = own(labels.labelled(2, CHANNELS), 1)
+    assert labels.of(out) == () and not labels.store.kept
+
+
+def test_an_operator_that_writes_into_its_argument(labels, open_table):
+    register_operator("d2prune_tests::own_", "pointwise")
+    x, by = labels.labelled(2, CHANNELS), labels.labelled(CHANNELS, dim=0)
+    with labels, torch.no_grad():
+        own_(x, by)
+    assert len(labels.of(x)) == 1 and not labels.store.kept
+    assert labels.store.roots()[9:17].tolist() == list(range(1, 9))

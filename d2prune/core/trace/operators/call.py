@@ -33,6 +33,11 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
+def first(bound: Bound) -> Tensor:
+    """The first argument that is a tensor: "self" or "input" of PyTorch's own operators."""
+    return next(value for value in bound.values() if isinstance(value, Tensor))
+
+
 def sized(labels: Labels, tensor: Tensor) -> Sized:
     """A tensor's shape and maps; what was expanded counts as broadcast: it follows any width."""
     strides = tensor.stride() if tensor.layout == torch.strided else tensor.shape

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from d2prune.core.trace.labels import Sized, along, merge, support
-from d2prune.core.trace.operators.call import Bound, Labels, keep, sized, tensors_in
+from d2prune.core.trace.operators.call import Bound, Labels, first, keep, sized, tensors_in
 
 
 def _dims(bound: Bound, x: Tensor) -> set[int]:
@@ -20,7 +20,7 @@ def _dims(bound: Bound, x: Tensor) -> set[int]:
 
 def reduce(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
     """Sums, means, maxima: labels along what is reduced are mixed, others stay."""
-    x = bound["self"]
+    x = first(bound)
     dims = _dims(bound, x)
     left = []
     for label_map in labels.of(x):
@@ -39,7 +39,7 @@ def _without(label_map: Tensor, dims: set[int]) -> Tensor:
 
 def mix(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
     """Softmax and its like: the shape stays, every element depends on all along one dimension."""
-    x = bound["self"]
+    x = first(bound)
     for label_map in labels.of(x):
         if _dims(bound, x) & set(support(label_map)):
             labels.store.mix(label_map, f"are mixed by {func._schema.name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from d2prune.core.trace.labels import merge
-from d2prune.core.trace.operators.call import Bound, Labels, keep, sized, tensors_in
+from d2prune.core.trace.operators.call import Bound, Labels, first, keep, sized, tensors_in
 
 
 def unknown(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
@@ -22,8 +22,8 @@ def pointwise(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
 
 
 def same(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
-    """The result has the shape of the argument "self", element by element."""
-    labels.set(out, labels.of(bound["self"]))
+    """The result has the shape of the first argument, element by element."""
+    labels.set(out, labels.of(first(bound)))
 
 
 def constant(labels: Labels, func: Any, bound: Bound, out: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from d2prune.core.trace.labels import LabelMaps, merge, settle, spread, support
-from d2prune.core.trace.operators.call import Bound, Labels, keep, sized, tensors_in
+from d2prune.core.trace.operators.call import Bound, Labels, first, keep, sized, tensors_in
 
 
 def _moved(labels: Labels, x: Tensor, results: Sequence[Tensor], move: Callable[[Tensor], Any]) -> None:
@@ -25,14 +26,22 @@ def _moved(labels: Labels, x: Tensor, results: Sequence[Tensor], move: Callable[
 
 
 def move(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
-    """The operator itself moves the labels."""
-    rest = {k: v for k, v in bound.items() if k != "self"}
-    _moved(labels, bound["self"], tensors_in([out]), lambda label_map: func(label_map, **rest))
+    """The operator itself moves the labels, in place of its first argument."""
+    x = first(bound)
+    rest = {k: v for k, v in bound.items() if v is not x}
+
+    def moved(label_map: Tensor) -> Any:
+        if func.namespace == "aten":
+            return func(label_map, **rest)
+        parts = func(label_map.to(x.dtype), **rest)  # others' operators may take no integers
+        return [part.long() for part in tensors_in([parts])]
+
+    _moved(labels, x, tensors_in([out]), moved)
 
 
 def view(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
     """Expanded labels have no strides that a view could keep."""
-    _moved(labels, bound["self"], [out], lambda label_map: label_map.reshape(out.shape))
+    _moved(labels, first(bound), [out], lambda label_map: label_map.reshape(out.shape))
 
 
 def strided(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
@@ -80,24 +89,10 @@ def _take(labels: Labels, label_map: Tensor, length: int, bound: Bound, alike: b
         labels.store.tie_columns(label_map.reshape(size // length, -1))
 
 
-def pixel_shuffle(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
-    """R * r channels become one: the labels of these are tied."""
-    _blocks(labels, bound["self"], out, int(bound["upscale_factor"]) ** 2, 1)
-
-
-def pixel_unshuffle(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
-    """Every channel becomes r * r."""
-    _blocks(labels, bound["self"], out, 1, int(bound["downscale_factor"]) ** 2)
-
-
-def im2col(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
-    """Every channel becomes kernel height * kernel width."""
-    height, width = bound["kernel_size"]
-    _blocks(labels, bound["self"], out, 1, height * width)
-
-
-def _blocks(labels: Labels, x: Tensor, out: Tensor, joined: int, repeated: int) -> None:
-    """Every ``joined`` channels become one, and every one of those ``repeated``."""
+def blocks(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
+    """Pixel shuffle makes one channel of r * r; its inverse, and im2col's kernel, make many of each."""
+    x, side = bound["self"], bound.get("downscale_factor", 1)
+    joined, repeated = bound.get("upscale_factor", 1) ** 2, math.prod(bound.get("kernel_size", (side, side)))
     dim = x.dim() - 3
     for label_map in labels.of(x):
         if support(label_map) != (dim,):
