@@ -14,7 +14,8 @@ from d2prune.adapters import TraceInput
 from d2prune.core.copies import in_float32
 from d2prune.core.cut.proof import MisfitError
 from d2prune.core.cut.spec import PruneSpec, spec_of
-from d2prune.core.literals.settle import new_numbers, settle
+from d2prune.core.literals.settle import settle
+from d2prune.core.literals.wanted import new_numbers
 from d2prune.core.types import PrunePlan
 from d2prune.errors import MISFITS, PruneError
 from d2prune.rebuild import prune_further

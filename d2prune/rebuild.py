@@ -12,7 +12,7 @@ from d2prune.adapters import Adapter, find_adapter
 from d2prune.core.cut.spec import PruneSpec, compose
 from d2prune.core.cut.surgery import resize
 from d2prune.core.layers.kinds import Keep, axis_width, has_inputs
-from d2prune.core.literals.settle import apply_changes, check_changes
+from d2prune.core.literals.changes import apply_changes, check_changes
 from d2prune.core.literals.version1 import install
 from d2prune.errors import PruneError
 

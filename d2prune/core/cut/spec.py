@@ -12,10 +12,10 @@ from typing import Any
 from torch import nn
 
 from d2prune.core.layers.kinds import Keep, groups_after, module_at, widths_of
+from d2prune.core.literals.changes import Attributes, CodeChanges
 from d2prune.core.literals.scales import Ranges, combined
-from d2prune.core.literals.settle import Attributes, CodeChanges
-from d2prune.core.literals.sites import CallChange, merged
 from d2prune.core.literals.version1 import Correction
+from d2prune.core.literals.written import CallChange, merged
 from d2prune.core.types import Axis, PrunePlan, Site
 from d2prune.errors import PruneError
 

@@ -1,0 +1,68 @@
+"""What changes in a pruned model besides its layers' widths, as plain data, and how it is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from d2prune.core.literals.rewriting import change_code, changed_class
+from d2prune.core.literals.scales import Ranges, scale_rows
+from d2prune.core.literals.written import CallChange
+from d2prune.errors import PruneError
+
+Attributes = Mapping[str, Mapping[str, tuple[int, int]]]
+"""By module, its integer attributes by name: (before, after)."""
+
+
+@dataclass(frozen=True)
+class CodeChanges:
+    """What must change in a model besides its weights' widths, as plain data.
+
+    Attributes:
+        attributes: by module, its integer attributes that are set: (before, after).
+        scales: by layer, ranges of its output channels whose weights are multiplied: (start, stop, factor).
+        calls: by module, the calls in its code that are made with other numbers.
+    """
+
+    attributes: Attributes = field(default_factory=dict)
+    scales: Mapping[str, Ranges] = field(default_factory=dict)
+    calls: Mapping[str, tuple[CallChange, ...]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.attributes or self.scales or self.calls)
+
+
+def set_attributes(model: nn.Module, attributes: Attributes) -> None:
+    """Set integer attributes of modules to their second values."""
+    for path, values in attributes.items():
+        for name, (_, after) in values.items():
+            setattr(model.get_submodule(path), name, after)
+
+
+def check_changes(model: nn.Module, changes: CodeChanges) -> None:
+    """Raise PruneError where ``model`` is not one that ``changes`` were made for."""
+    modules = dict(model.named_modules())
+    for path in (*changes.attributes, *changes.scales, *changes.calls):
+        if path not in modules:
+            kind = type(model).__name__
+            raise PruneError(f"the pruning spec changes '{path}', which this {kind} does not have")
+    for path, values in changes.attributes.items():
+        for name, (before, _) in values.items():
+            found = getattr(modules[path], name, None)
+            if found != before:
+                raise PruneError(
+                    f"attribute {name} of '{path}' is {found}; the pruning spec was made for {before}"
+                )
+    for path, calls in changes.calls.items():
+        changed_class(modules[path], calls)
+
+
+def apply_changes(model: nn.Module, changes: CodeChanges) -> None:
+    """Make all changes; those of calls replace earlier ones."""
+    set_attributes(model, changes.attributes)
+    for path, ranges in changes.scales.items():
+        scale_rows(model.get_submodule(path), ranges)
+    for path, calls in changes.calls.items():
+        change_code(model.get_submodule(path), calls)
