@@ -1,4 +1,4 @@
-"""The whole road on the embedded digits: prune the shipped baseline, prove, fine-tune, export."""
+"""The whole pipeline on the embedded digits: prune the shipped baseline, prove, fine-tune, export."""
 
 import argparse
 import os

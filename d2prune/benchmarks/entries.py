@@ -13,7 +13,7 @@ from detectron2.config import instantiate
 from detectron2.modeling import build_model
 from torch import nn
 
-from d2prune.benchmarks.libraries import LIBRARIES, pictures
+from d2prune.benchmarks.libraries import LIBRARIES, noise_image
 from d2prune.config import get_cfg
 
 
@@ -119,7 +119,7 @@ def _all() -> dict[str, Entry]:
     found = [Entry(n, partial(_python if n.endswith(".py") else _yaml, n)) for n in DETECTRON2]
     found += [Entry(n, partial(_ours, *pairs)) for n, pairs in ADELAIDET.items()]
     for label, (build, size) in LIBRARIES.items():
-        found.append(Entry(label, build, partial(pictures, size)))
+        found.append(Entry(label, build, partial(noise_image, size)))
     return {entry.name: entry for entry in found}
 
 

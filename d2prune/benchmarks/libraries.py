@@ -14,8 +14,8 @@ from torch import nn
 Build = Callable[[], nn.Module]
 
 
-def pictures(size: int) -> torch.Tensor:
-    """One picture (1, 3, size, size)."""
+def noise_image(size: int) -> torch.Tensor:
+    """Return one image of noise (1, 3, size, size)."""
     return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 

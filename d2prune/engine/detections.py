@@ -1,4 +1,4 @@
-"""Detections of the masked and the pruned model on real pictures, end to end in float32.
+"""Detections of the masked and the pruned model on real images, end to end in float32.
 
 The proof stops at dense outputs, before top-k and NMS, where rounding may swap what is nearly equal.
 This says how far that reaches: detections are matched by class and IoU.
@@ -22,7 +22,7 @@ from d2prune.pruning import PruneResult
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two models' detections compare, over all pictures.
+    """How two models' detections compare, over all images.
 
     Attributes:
         masked: number of detections of the masked model.

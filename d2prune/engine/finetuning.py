@@ -110,7 +110,7 @@ def _set_aside(final: Path) -> None:
         logger.warning("'%s' is of an unpruned model: renamed to '%s'", final, aside.name)
 
 
-def prepare(cfg: CfgNode, model: nn.Module, weights: str, kind: ConfigFormat = YAML) -> nn.Module:
+def prepare(cfg: CfgNode, model: nn.Module, weights: str, config_format: ConfigFormat = YAML) -> nn.Module:
     """Checks that the model is a pruned one, thaws it unless told otherwise, and says what trains.
 
     Raises:
@@ -128,7 +128,7 @@ def prepare(cfg: CfgNode, model: nn.Module, weights: str, kind: ConfigFormat = Y
         if thawed or frozen:
             logger.info(
                 "fine-tuning trains %d FrozenBatchNorm2d as BatchNorm2d and %d frozen parameters (%s)",
-                len(thawed), len(frozen), kind.thawed(cfg),
+                len(thawed), len(frozen), config_format.thawed(cfg),
             )  # fmt: skip
     norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     logger.info(
@@ -140,7 +140,11 @@ def prepare(cfg: CfgNode, model: nn.Module, weights: str, kind: ConfigFormat = Y
 
 
 def finish(
-    cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], iterations: int, kind: ConfigFormat = YAML
+    cfg: CfgNode,
+    model: nn.Module,
+    results: Mapping[str, Any],
+    iterations: int,
+    config_format: ConfigFormat = YAML,
 ) -> None:
     """Writes spec, pruned config and the report for the fine-tuned model; on the first rank only."""
     if not comm.is_main_process():
@@ -152,13 +156,13 @@ def finish(
     weights = os.path.join(cfg.OUTPUT_DIR, FINAL_FILE)
     with atomic_write(os.path.join(cfg.OUTPUT_DIR, record.SPEC_FILE)) as file:
         file.write(spec.to_json())
-    path = kind.write_pruned(cfg, cfg.OUTPUT_DIR, weights)
+    path = config_format.write_pruned(cfg, cfg.OUTPUT_DIR, weights)
     logger.info("'%s' now names the fine-tuned weights", path)
     report = record.read_report_json(os.path.dirname(cfg.MODEL.WEIGHTS))
     if report is None:
         logger.warning("no %s beside '%s': no report", record.REPORT_FILE, cfg.MODEL.WEIGHTS)
         return
-    _add_row(cfg, report, "fine-tuned", model, results, weights, iterations, kind)
+    _add_row(cfg, report, "fine-tuned", model, results, weights, iterations, config_format)
 
 
 def add_control(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], folder: str) -> None:
@@ -193,22 +197,24 @@ def _add_row(
     results: Mapping[str, Any],
     weights: str,
     iterations: int,
-    kind: ConfigFormat = YAML,
+    config_format: ConfigFormat = YAML,
 ) -> None:
     """Adds a stage, or replaces the one of that name, and publishes the report in OUTPUT_DIR."""
     totals = measure_model(model, trace_input_from_cfg(cfg, model)).totals
     row = record.stage(name, vars(totals), results, weights, iterations)
     report["stages"] = [s for s in report["stages"] if s["name"] != name] + [row]
-    publish(cfg, report, {**_earlier(cfg, report, name, kind), name: model}, kind)
+    publish(cfg, report, {**_earlier(cfg, report, name, config_format), name: model}, config_format)
 
 
-def _earlier(cfg: CfgNode, report: record.Report, name: str, kind: ConfigFormat) -> dict[str, nn.Module]:
-    """The other stages' models, for timing and pictures, where their files still exist."""
+def _earlier(
+    cfg: CfgNode, report: record.Report, name: str, config_format: ConfigFormat
+) -> dict[str, nn.Module]:
+    """The other stages' models, for timing and images, where their files still exist."""
     models = {}
     for row in report["stages"]:
         if row["name"] != name and os.path.isfile(row["weights"]):
             stage = cfg.clone()
             stage.defrost()
             stage.MODEL.WEIGHTS, stage.MODEL.FINETUNE = row["weights"], False
-            models[row["name"]] = kind.build(stage)
+            models[row["name"]] = config_format.build(stage)
     return models

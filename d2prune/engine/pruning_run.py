@@ -38,7 +38,7 @@ Test = Callable[[CfgNode, nn.Module], Mapping[str, Any]]
 
 
 def run_prune(
-    cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test, kind: ConfigFormat = YAML
+    cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test, config_format: ConfigFormat = YAML
 ) -> Mapping[str, Any]:
     """Prunes MODEL.WEIGHTS into OUTPUT_DIR and evaluates both models.
 
@@ -48,7 +48,7 @@ def run_prune(
         cfg: with MODEL.PRUNE on.
         build: builds the model to prune, without weights.
         test: evaluates a model on DATASETS.TEST, on all ranks; empty if there is no evaluator.
-        kind: of the configuration that ``cfg`` is of.
+        config_format: of the configuration that ``cfg`` is of.
 
     Returns:
         The pruned model's evaluation results.
@@ -64,13 +64,13 @@ def run_prune(
     result, pruned = _prune_on_first_rank(cfg, model)
     report = None
     if result is not None:
-        report = _save(cfg, model, result, kind)
+        report = _save(cfg, model, result, config_format)
     comm.synchronize()
     before, after = test(cfg, model), test(cfg, pruned)
     if report is not None:
         if result is not None and result.proof is not None and before and cfg.DATASETS.TEST:
-            report["detections"] = _compared(cfg, model, result, kind)
-        _finish(cfg, report, {"baseline": (model, before), "pruned": (pruned, after)}, kind)
+            report["detections"] = _compared(cfg, model, result, config_format)
+        _finish(cfg, report, {"baseline": (model, before), "pruned": (pruned, after)}, config_format)
     comm.synchronize()
     return after
 
@@ -96,7 +96,7 @@ def _prune_on_first_rank(cfg: CfgNode, model: nn.Module) -> tuple[PruneResult[nn
 
 
 def _save(
-    cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], kind: ConfigFormat
+    cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], config_format: ConfigFormat
 ) -> record.Report:
     folder = cfg.OUTPUT_DIR
     os.makedirs(folder, exist_ok=True)
@@ -105,17 +105,17 @@ def _save(
     checkpointer.save(PRUNED_FILE.removesuffix(".pth"), iteration=0)
     with atomic_write(os.path.join(folder, record.SPEC_FILE)) as file:
         file.write(result.spec.to_json())
-    kind.write_pruned(cfg, folder, os.path.join(folder, PRUNED_FILE))
+    config_format.write_pruned(cfg, folder, os.path.join(folder, PRUNED_FILE))
     report = record.report_of(result, cfg, input_size(cfg, model))
     record.write_report_json(report, folder)
     return report
 
 
 def _compared(
-    cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], kind: ConfigFormat
+    cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], config_format: ConfigFormat
 ) -> dict[str, Any] | None:
     """Detections of the masked and the pruned model on the first test images; None without instances."""
-    entries, mapper = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:IMAGES], kind.mapper(cfg)
+    entries, mapper = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:IMAGES], config_format.mapper(cfg)
     try:
         agreement = compare_detections(model, result, [mapper(entry) for entry in entries])
     except PruneError as error:
@@ -128,7 +128,7 @@ def _finish(
     cfg: CfgNode,
     report: record.Report,
     evaluated: Mapping[str, tuple[nn.Module, Mapping[str, Any]]],
-    kind: ConfigFormat,
+    config_format: ConfigFormat,
 ) -> None:
     weights = os.path.join(cfg.OUTPUT_DIR, PRUNED_FILE)
     files = {"baseline": cfg.MODEL.WEIGHTS, "pruned": weights}
@@ -136,6 +136,6 @@ def _finish(
     report["stages"] = [
         record.stage(name, totals[name], results, files[name]) for name, (_, results) in evaluated.items()
     ]
-    publish(cfg, report, {name: model for name, (model, _) in evaluated.items()}, kind)
+    publish(cfg, report, {name: model for name, (model, _) in evaluated.items()}, config_format)
     if not cfg.MODEL.FINETUNE:
-        logger.info("Next, to get the accuracy back:\n  %s", kind.next_command(weights))
+        logger.info("Next, to get the accuracy back:\n  %s", config_format.next_command(weights))

@@ -15,7 +15,7 @@ from torch import nn
 from d2prune.engine.config_format import YAML, ConfigFormat, Mapper
 from d2prune.report import record
 from d2prune.report.html import write_report
-from d2prune.report.images import PictureRow, example_pictures
+from d2prune.report.images import ImageRow, example_images
 from d2prune.report.table import stage_table
 from d2prune.report.timing import latency
 from d2prune.report.verdict import verdict
@@ -26,7 +26,7 @@ IMAGES = 4
 
 
 def publish(
-    cfg: CfgNode, report: record.Report, models: Mapping[str, nn.Module], kind: ConfigFormat = YAML
+    cfg: CfgNode, report: record.Report, models: Mapping[str, nn.Module], config_format: ConfigFormat = YAML
 ) -> None:
     """Writes pruning_report.json and .html to OUTPUT_DIR and logs the table and the verdict.
 
@@ -35,23 +35,23 @@ def publish(
             left out.
         report: changed in place: the stages gain latencies.
         models: the stages' models by name; the first is the baseline of all ratios.
-        kind: of the configuration that ``cfg`` is of.
+        config_format: of the configuration that ``cfg`` is of.
     """
-    pictures: list[PictureRow] = []
+    images: list[ImageRow] = []
     evaluated = [r for r in report["stages"] if r["box_ap"] is not None or r["mask_ap"] is not None]
     if evaluated and cfg.DATASETS.TEST:  # a later stage may be trained without a test set
-        name, mapper = cfg.DATASETS.TEST[0], kind.mapper(cfg)
+        name, mapper = cfg.DATASETS.TEST[0], config_format.mapper(cfg)
         _time(report["stages"], models, name, mapper)
-        pictures = example_pictures(
+        images = example_images(
             DatasetCatalog.get(name), models, MetadataCatalog.get(name), IMAGES, mapper=mapper
         )
     elif evaluated:
-        logger.info("no registered test set to take images from: no timings or pictures")
+        logger.info("no registered test set to take images from: no timings or images")
     else:
-        logger.info("not evaluated (no test set or no evaluator): no AP, timings or pictures")
+        logger.info("not evaluated (no test set or no evaluator): no AP, timings or images")
     record.write_report_json(report, cfg.OUTPUT_DIR)
     path = os.path.join(cfg.OUTPUT_DIR, HTML_FILE)
-    write_report(report, path, pictures)
+    write_report(report, path, images)
     logger.info("Report: %s\n%s\n%s", path, stage_table(report), verdict(report))
 
 

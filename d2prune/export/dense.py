@@ -13,7 +13,7 @@ from d2prune.errors import PruneError
 class DenseModel(nn.Module):
     """A float32 copy of a detector in eval mode, run up to the last tensor without a choice in it.
 
-    Thresholds, sorting and NMS stay outside: their sizes depend on the picture, and every runtime
+    Thresholds, sorting and NMS stay outside: their sizes depend on the image, and every runtime
     has its own idea of them.
     """
 

@@ -87,19 +87,19 @@ def _yaml(config: DictConfig) -> str:
         LazyConfig.save(config, str(path))
         try:
             # Names in YAML say nothing of classes that the config's own file defines.
-            found = [locate(name) for name in _targets(LazyConfig.load(str(path)))]
+            found = [locate(name) for name in _callables(LazyConfig.load(str(path)))]
         except Exception:  # whatever the config's own objects raise
             return ""
         return path.read_text(encoding="utf-8") if all(found) else ""
 
 
-def _targets(node: Any) -> Iterator[str]:
+def _callables(node: Any) -> Iterator[str]:
     """Every dotted path that instantiation would follow."""
     if isinstance(node, DictConfig):
         yield from (node[key] for key in _NAMES if isinstance(node.get(key), str))
         for key in node:
             if not (OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key)):
-                yield from _targets(node[key])
+                yield from _callables(node[key])
     elif isinstance(node, ListConfig):
         for item in node:
-            yield from _targets(item)
+            yield from _callables(item)

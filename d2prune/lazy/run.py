@@ -46,20 +46,23 @@ def main(args: Namespace) -> Results:
     """
     try:
         config = read_lazy_config(args.config_file, args.opts, args.imports)
-        kind, cfg = LazyFormat(config, args.config_file, args.opts, args.imports), settings_of(config)
+        config_format, cfg = (
+            LazyFormat(config, args.config_file, args.opts, args.imports),
+            settings_of(config),
+        )
         _check_device(cfg.MODEL.DEVICE)
         default_setup(config, args)
         log_to(cfg)
         if args.eval_only:
-            model = build_model(cfg, build=kind.instantiate)
+            model = build_model(cfg, build=config_format.instantiate)
             PruningCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
             return evaluate(config, create_ddp_model(model))
-        return run(kind, cfg, args.resume)
+        return run(config_format, cfg, args.resume)
     except PruneError as error:
         raise PruneError(in_lazy_words(str(error))) from error
 
 
-def run(kind: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
+def run(config_format: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
     """Prunes, fine-tunes, both or neither (it then trains), as MODEL.PRUNE and FINETUNE say."""
     check_modes(cfg)
     done = cfg.MODEL.PRUNE and finetuning.has_pruned_run(cfg)
@@ -67,33 +70,35 @@ def run(kind: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
     if cfg.MODEL.PRUNE and done and resume:
         logger.info("--resume: '%s' holds a pruned model already", cfg.OUTPUT_DIR)
     elif cfg.MODEL.PRUNE and not (done and cfg.MODEL.FINETUNE):
-        results = run_prune(cfg, lambda cfg: _build_to_prune(kind, cfg), _tester(kind.config), kind)
+        results = run_prune(
+            cfg, lambda cfg: _build_to_prune(config_format, cfg), _tester(config_format.config), config_format
+        )
     if cfg.MODEL.PRUNE and not cfg.MODEL.FINETUNE:
         return results
     if cfg.MODEL.PRUNE:
         cfg = finetuning.after_prune(cfg)
     if cfg.MODEL.FINETUNE:
         resume = finetuning.check_output_dir(cfg, resume, found_prune=done)
-    return train(kind, cfg, resume)
+    return train(config_format, cfg, resume)
 
 
-def train(kind: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
+def train(config_format: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
     """Trains the model that ``cfg`` and its weights' file describe; with FINETUNE, finishes the report."""
-    missing = [key for key in ("dataloader", "optimizer", "lr_multiplier") if key not in kind.config]
+    missing = [key for key in ("dataloader", "optimizer", "lr_multiplier") if key not in config_format.config]
     if missing:
         raise PruneError(f"the config has no {missing[0]!r}, which training needs")
-    model = create_ddp_model(_build_to_train(kind, cfg), **kind.config.train.ddp)
-    trainer = _trainer(kind.config, model)
+    model = create_ddp_model(_build_to_train(config_format, cfg), **config_format.config.train.ddp)
+    trainer = _trainer(config_format.config, model)
     checkpointer = PruningCheckpointer(model, cfg.OUTPUT_DIR, trainer=trainer)
     checkpointer.save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
     evaluated: dict[str, Any] = {}
     trainer.register_hooks(fading(cfg))
-    _register_hooks(trainer, checkpointer, kind.config, evaluated)
+    _register_hooks(trainer, checkpointer, config_format.config, evaluated)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     trainer.train(start, cfg.SOLVER.MAX_ITER)
     if cfg.MODEL.FINETUNE:
-        finetuning.finish(cfg, checkpointer.model, evaluated, cfg.SOLVER.MAX_ITER, kind)
+        finetuning.finish(cfg, checkpointer.model, evaluated, cfg.SOLVER.MAX_ITER, config_format)
     return evaluated
 
 
@@ -142,16 +147,16 @@ def _check_device(name: str) -> None:
         ) from error
 
 
-def _build_to_prune(kind: LazyFormat, cfg: CfgNode) -> nn.Module:
-    return separate_norms(build_model(cfg, build=kind.instantiate))
+def _build_to_prune(config_format: LazyFormat, cfg: CfgNode) -> nn.Module:
+    return separate_norms(build_model(cfg, build=config_format.instantiate))
 
 
-def _build_to_train(kind: LazyFormat, cfg: CfgNode) -> nn.Module:
+def _build_to_train(config_format: LazyFormat, cfg: CfgNode) -> nn.Module:
     if not cfg.MODEL.FINETUNE:
-        return build_model(cfg, build=kind.instantiate)
+        return build_model(cfg, build=config_format.instantiate)
     weights = finetuning.deciding_checkpoint(cfg)
-    model = separate_norms(build_model(cfg, weights, kind.instantiate))
-    return finetuning.prepare(cfg, model, weights, kind)
+    model = separate_norms(build_model(cfg, weights, config_format.instantiate))
+    return finetuning.prepare(cfg, model, weights, config_format)
 
 
 def _trainer(config: DictConfig, model: nn.Module) -> SimpleTrainer:

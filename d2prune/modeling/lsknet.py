@@ -136,7 +136,7 @@ class LSKNet(Backbone):
         drop_path: probability that the last block is left out of a training step; linear from 0.
         norm: name of a norm that Detectron2 knows.
         out_features: which stages are returned.
-        in_channels: of the pictures.
+        in_channels: of the images.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A plan tried one step at a time: prune that part, train for a little, evaluate, keep it or roll back."""
+"""A recipe tried one step at a time: prune that part, train for a little, evaluate, keep it or roll back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from d2prune.errors import PruneError
 from d2prune.pruning import find_groups
 from d2prune.recipes.changes import changes_between
 from d2prune.recipes.execution import keys_of, request_of
-from d2prune.recipes.recipe import Plan, Step, narrowed
+from d2prune.recipes.recipe import Recipe, Step, narrowed
 from d2prune.recipes.what_if import outline
 from d2prune.report.record import read_report_json
 from d2prune.report.table import MISSING, aligned, quantity, signed
@@ -56,14 +56,14 @@ class Trial:
 
 
 def ablate(
-    cfg: CfgNode, plan: Plan, trainer: Callable[[CfgNode], _Trainer], allowed: float, alone: bool = False
+    cfg: CfgNode, recipe: Recipe, trainer: Callable[[CfgNode], _Trainer], allowed: float, alone: bool = False
 ) -> tuple[Trial, ...]:
-    """Tries each step of ``plan``; what costs more AP than is allowed is rolled back.
+    """Tries each step of ``recipe``; what costs more AP than is allowed is rolled back.
 
     Args:
         cfg: of the baseline: MODEL.WEIGHTS its checkpoint, SOLVER the short training, OUTPUT_DIR a folder
             that gets one folder a step.
-        plan: the steps, in the order of trying.
+        recipe: the steps, in the order of trying.
         trainer: makes a trainer with :class:`d2prune.PruningMixin`, with an evaluator.
         allowed: AP in points that a kept step may have lost against the baseline.
         alone: start every step from the baseline; otherwise from the last one that was kept.
@@ -76,7 +76,7 @@ def ablate(
     trials: list[Trial] = []
     kept: list[Step] = []
     weights, baseline = cfg.MODEL.WEIGHTS, None
-    for number, step in enumerate(plan.steps, 1):
+    for number, step in enumerate(recipe.steps, 1):
         start = _with(
             cfg, {"MODEL.WEIGHTS": weights, "OUTPUT_DIR": str(Path(cfg.OUTPUT_DIR) / f"step{number}")}
         )

@@ -75,9 +75,9 @@ def smallest(groups: Sequence[Group], limits: Sequence[Limits], costs: CostModel
 def widths_with(kept: Iterable[tuple[Group, int]], costs: CostModel) -> dict[Site, int]:
     """Widths of the axes that shrink when of each group only so many units stay."""
     gone: Counter[Site] = Counter()
-    for group, keep in kept:
+    for group, left in kept:
         for member in group.members:
-            gone[member.site] += (group.units - keep) * member.indices.shape[1]
+            gone[member.site] += (group.units - left) * member.indices.shape[1]
     layers = costs.layers
     return {
         (name, axis): (layers[name].out if axis == "out" else layers[name].inp) - less

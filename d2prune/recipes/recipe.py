@@ -1,4 +1,4 @@
-"""Plans: named steps that set keys of a configuration to smaller widths."""
+"""Recipes: named steps that set keys of a configuration to smaller widths."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a plan's file holds; its name is the file's, without the extension."""
+class Recipe:
+    """What a recipe's file holds; its name is the file's, without the extension."""
 
     name: str
     steps: tuple[Step, ...]
 
 
-def read_plan(path: str) -> Plan:
+def read_recipe(path: str) -> Recipe:
     """Reads a YAML file: a mapping of each step's name to the keys that it sets.
 
     Raises:
         PruneError: if there is no such file, or it holds anything else.
     """
     if not os.path.isfile(path):
-        raise PruneError(f"--plan {path!r} does not exist")
+        raise PruneError(f"--recipe {path!r} does not exist")
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise PruneError(f"--plan {path!r} is no YAML: {error}") from error
+        raise PruneError(f"--recipe {path!r} is no YAML: {error}") from error
     steps = list(content.items()) if isinstance(content, dict) else []
     if not steps or not all(isinstance(keys, dict) and keys for _, keys in steps):
-        raise PruneError(f"--plan {path!r}: expected steps, each a name with the keys that it sets")
+        raise PruneError(f"--recipe {path!r}: expected steps, each a name with the keys that it sets")
     for name, keys in steps:
         for key in keys:
             if not str(key).startswith("MODEL."):
-                raise PruneError(f"--plan {path!r}, step {name!r}: {key} is no key of the model (MODEL.…)")
-    return Plan(Path(path).stem, tuple(Step(str(name), keys) for name, keys in steps))
+                raise PruneError(f"--recipe {path!r}, step {name!r}: {key} is no key of the model (MODEL.…)")
+    return Recipe(Path(path).stem, tuple(Step(str(name), keys) for name, keys in steps))
 
 
 def narrowed(cfg: CfgNode, steps: Sequence[Step]) -> CfgNode:
@@ -70,7 +70,7 @@ def narrowed(cfg: CfgNode, steps: Sequence[Step]) -> CfgNode:
     try:
         out.merge_from_list(pairs)
     except (AssertionError, KeyError, ValueError) as error:  # yacs asserts that a key exists
-        raise PruneError(f"plan: {error.args[0] if error.args else error}") from error
+        raise PruneError(f"recipe: {error.args[0] if error.args else error}") from error
     out.freeze()
     return out
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from d2prune.errors import PruneError
 from d2prune.files import atomic_write
 from d2prune.report import verdict as wording
-from d2prune.report.images import PictureRow
+from d2prune.report.images import ImageRow
 from d2prune.report.table import COLUMNS, MISSING, known, quantity, signed, stage_rows
 
 Row = Mapping[str, Any]
@@ -33,19 +33,19 @@ class Tile:
 
 
 def write_report(
-    report: Mapping[str, Any], path: str | os.PathLike[str], pictures: Sequence[PictureRow] = ()
+    report: Mapping[str, Any], path: str | os.PathLike[str], images: Sequence[ImageRow] = ()
 ) -> None:
     """Writes the HTML report, whole or not at all; a file already there is replaced.
 
     Args:
         report: the content of pruning_report.json.
         path: of the HTML file; its folder exists.
-        pictures: rows as :func:`d2prune.report.images.example_pictures` draws them.
+        images: rows as :func:`d2prune.report.images.example_images` draws them.
 
     Raises:
         PruneError: the file cannot be written.
     """
-    text = render(report, pictures)
+    text = render(report, images)
     try:
         with atomic_write(path) as file:
             file.write(text)
@@ -53,7 +53,7 @@ def write_report(
         raise PruneError(f"cannot write the report {str(path)!r}: {error.strerror}") from error
 
 
-def render(report: Mapping[str, Any], pictures: Sequence[PictureRow] = ()) -> str:
+def render(report: Mapping[str, Any], images: Sequence[ImageRow] = ()) -> str:
     """The report as HTML text; everything that comes from outside is escaped."""
     engine = Environment(
         loader=PackageLoader("d2prune", "report"), autoescape=True, undefined=StrictUndefined,
@@ -73,7 +73,7 @@ def render(report: Mapping[str, Any], pictures: Sequence[PictureRow] = ()) -> st
         free=[row for row in left_whole(coverage) if not row["macs"]],
         pruned=[row for row in by_cost(coverage) if row["status"] == "pruned"],
         total=max(1, report["before"]["macs"]),
-        pictures=pictures,
+        images=images,
         facts={"What was asked for": _request(report), "Where it ran": _environment(report)},
     )
 

@@ -32,7 +32,7 @@ def trained():
     return model, d2prune.prune(model, 0.2, input_size=(128, 128))
 
 
-def picture():
+def image():
     """A dark bar on noise: to a model of digits, a 1, or several."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(90, 110, (128, 128, 3), dtype=np.uint8)
@@ -44,7 +44,7 @@ def picture():
 
 def test_the_pruned_model_finds_what_the_masked_one_finds(trained):
     model, result = trained
-    agreement = compare_detections(model, result, picture())
+    agreement = compare_detections(model, result, image())
     assert agreement.complete and agreement.matched > 0, str(agreement)
     assert agreement.score < 1e-3
 
@@ -54,7 +54,7 @@ def test_another_model_does_not(trained):
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.backbone.bottom_up.res2[0].conv1.weight.normal_()
-    assert not compare_detections(other, result, picture()).complete
+    assert not compare_detections(other, result, image()).complete
 
 
 def detections(boxes, scores, classes):
@@ -83,4 +83,4 @@ def test_a_model_without_instances_is_refused():
 
     result = d2prune.PruneResult(**{**vars(result), "model": Wrapped(), "step": d2prune.PruneSpec("Wrapped")})
     with pytest.raises(PruneError, match="returns no 'instances'"):
-        compare_detections(Wrapped(), result, picture())
+        compare_detections(Wrapped(), result, image())

