@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from d2prune.checkpoint import build_from_cfg, unpruned_cfg
-from d2prune.report import record
+from d2prune.engine import outputs
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -21,7 +21,7 @@ class ConfigFormat:
 
     def write_pruned(self, cfg: CfgNode, folder: str, weights: str) -> str:
         """Writes the pruned model's config to ``folder``, and returns its path."""
-        return record.write_pruned_config(cfg, folder, weights)
+        return outputs.write_pruned_config(cfg, folder, weights)
 
     def instantiate(self, cfg: CfgNode) -> nn.Module:
         """The model of ``cfg``, without weights, on its device."""
@@ -45,7 +45,7 @@ class ConfigFormat:
 
     def next_command(self, weights: str) -> str:
         """The command that fine-tunes ``weights``."""
-        return record.next_command(weights)
+        return outputs.next_command(weights)
 
 
 YAML = ConfigFormat()

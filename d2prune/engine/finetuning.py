@@ -15,14 +15,21 @@ from torch import nn
 from d2prune.checkpoint import spec_of_file, unpruned_cfg
 from d2prune.checkpoint.refusals import no_spec
 from d2prune.engine.config_format import YAML, ConfigFormat
+from d2prune.engine.outputs import write_spec
 from d2prune.engine.publish import publish
 from d2prune.engine.settings import FINAL_FILE, PRUNED_FILE, trace_input_from_cfg
 from d2prune.errors import PruneError
-from d2prune.files import atomic_write
 from d2prune.modeling.unfuse import thaw
 from d2prune.pruning import measure_model
 from d2prune.rebuild import spec_of_model
-from d2prune.report import record
+from d2prune.report.record import (
+    CONTROL,
+    FINE_TUNED,
+    REPORT_FILE,
+    Report,
+    read_report_json,
+    stage_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -154,15 +161,14 @@ def finish(
         logger.warning("the model came from a struct without a spec: no pruned config and no report")
         return
     weights = os.path.join(cfg.OUTPUT_DIR, FINAL_FILE)
-    with atomic_write(os.path.join(cfg.OUTPUT_DIR, record.SPEC_FILE)) as file:
-        file.write(spec.to_json())
+    write_spec(spec, cfg.OUTPUT_DIR)
     path = config_format.write_pruned(cfg, cfg.OUTPUT_DIR, weights)
     logger.info("'%s' now names the fine-tuned weights", path)
-    report = record.read_report_json(os.path.dirname(cfg.MODEL.WEIGHTS))
+    report = read_report_json(os.path.dirname(cfg.MODEL.WEIGHTS))
     if report is None:
-        logger.warning("no %s beside '%s': no report", record.REPORT_FILE, cfg.MODEL.WEIGHTS)
+        logger.warning("no %s beside '%s': no report", REPORT_FILE, cfg.MODEL.WEIGHTS)
         return
-    _add_row(cfg, report, "fine-tuned", model, results, weights, iterations, config_format)
+    _add_row(cfg, report, FINE_TUNED, model, results, weights, iterations, config_format)
 
 
 def add_control(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], folder: str) -> None:
@@ -179,19 +185,19 @@ def add_control(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], fold
     Raises:
         PruneError: if there is no report.
     """
-    report = record.read_report_json(folder)
+    report = read_report_json(folder)
     if report is None:
-        raise PruneError(f"'{folder}' holds no {record.REPORT_FILE}: prune first with MODEL.PRUNE True")
+        raise PruneError(f"'{folder}' holds no {REPORT_FILE}: prune first with MODEL.PRUNE True")
     weights = os.path.join(cfg.OUTPUT_DIR, FINAL_FILE)
     there = cfg.clone()
     there.defrost()
     there.OUTPUT_DIR = folder
-    _add_row(there, report, "continued baseline", model, results, weights, cfg.SOLVER.MAX_ITER)
+    _add_row(there, report, CONTROL, model, results, weights, cfg.SOLVER.MAX_ITER)
 
 
 def _add_row(
     cfg: CfgNode,
-    report: record.Report,
+    report: Report,
     name: str,
     model: nn.Module,
     results: Mapping[str, Any],
@@ -201,20 +207,17 @@ def _add_row(
 ) -> None:
     """Adds a stage, or replaces the one of that name, and publishes the report in OUTPUT_DIR."""
     totals = measure_model(model, trace_input_from_cfg(cfg, model)).totals
-    row = record.stage(name, vars(totals), results, weights, iterations)
-    report["stages"] = [s for s in report["stages"] if s["name"] != name] + [row]
+    report = report.with_stage(stage_of(name, totals, results, weights, iterations))
     publish(cfg, report, {**_earlier(cfg, report, name, config_format), name: model}, config_format)
 
 
-def _earlier(
-    cfg: CfgNode, report: record.Report, name: str, config_format: ConfigFormat
-) -> dict[str, nn.Module]:
+def _earlier(cfg: CfgNode, report: Report, name: str, config_format: ConfigFormat) -> dict[str, nn.Module]:
     """The other stages' models, for timing and images, where their files still exist."""
     models = {}
-    for row in report["stages"]:
-        if row["name"] != name and os.path.isfile(row["weights"]):
-            stage = cfg.clone()
-            stage.defrost()
-            stage.MODEL.WEIGHTS, stage.MODEL.FINETUNE = row["weights"], False
-            models[row["name"]] = config_format.build(stage)
+    for stage in report.stages:
+        if stage.name != name and os.path.isfile(stage.weights):
+            earlier = cfg.clone()
+            earlier.defrost()
+            earlier.MODEL.WEIGHTS, earlier.MODEL.FINETUNE = stage.weights, False
+            models[stage.name] = config_format.build(earlier)
     return models

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
@@ -19,6 +20,7 @@ from d2prune.core.cut.spec import PruneSpec
 from d2prune.engine import finetuning
 from d2prune.engine.config_format import YAML, ConfigFormat
 from d2prune.engine.detections import compare_detections
+from d2prune.engine.outputs import write_spec
 from d2prune.engine.publish import IMAGES, publish
 from d2prune.engine.settings import (
     PRUNED_FILE,
@@ -28,10 +30,17 @@ from d2prune.engine.settings import (
     trace_input_from_cfg,
 )
 from d2prune.errors import PruneError
-from d2prune.files import atomic_write
 from d2prune.pruning import PruneResult, prune_model
 from d2prune.rebuild import prune_further
-from d2prune.report import record
+from d2prune.report.record import (
+    BASELINE,
+    PRUNED,
+    Detections,
+    Report,
+    report_of,
+    stage_of,
+    write_report_json,
+)
 
 logger = logging.getLogger(__name__)
 Test = Callable[[CfgNode, nn.Module], Mapping[str, Any]]
@@ -69,8 +78,9 @@ def run_prune(
     before, after = test(cfg, model), test(cfg, pruned)
     if report is not None:
         if result is not None and result.proof is not None and before and cfg.DATASETS.TEST:
-            report["detections"] = _compared(cfg, model, result, config_format)
-        _finish(cfg, report, {"baseline": (model, before), "pruned": (pruned, after)}, config_format)
+            found = _compared(cfg, model, result, config_format)
+            report = dataclasses.replace(report, detections=found)
+        _finish(cfg, report, {BASELINE: (model, before), PRUNED: (pruned, after)}, config_format)
     comm.synchronize()
     return after
 
@@ -97,23 +107,22 @@ def _prune_on_first_rank(cfg: CfgNode, model: nn.Module) -> tuple[PruneResult[nn
 
 def _save(
     cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], config_format: ConfigFormat
-) -> record.Report:
+) -> Report:
     folder = cfg.OUTPUT_DIR
     os.makedirs(folder, exist_ok=True)
     checkpointer = PruningCheckpointer(result.model, folder)
     checkpointer.save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
     checkpointer.save(PRUNED_FILE.removesuffix(".pth"), iteration=0)
-    with atomic_write(os.path.join(folder, record.SPEC_FILE)) as file:
-        file.write(result.spec.to_json())
+    write_spec(result.spec, folder)
     config_format.write_pruned(cfg, folder, os.path.join(folder, PRUNED_FILE))
-    report = record.report_of(result, cfg, input_size(cfg, model))
-    record.write_report_json(report, folder)
+    report = report_of(result, input_size(cfg, model), torch.device(cfg.MODEL.DEVICE))
+    write_report_json(report, folder)
     return report
 
 
 def _compared(
     cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], config_format: ConfigFormat
-) -> dict[str, Any] | None:
+) -> Detections | None:
     """Detections of the masked and the pruned model on the first test images; None without instances."""
     entries, mapper = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:IMAGES], config_format.mapper(cfg)
     try:
@@ -121,21 +130,20 @@ def _compared(
     except PruneError as error:
         logger.info("detections are not compared: %s", error)
         return None
-    return {**dataclasses.asdict(agreement), "images": len(entries)}
+    return Detections(**dataclasses.asdict(agreement), images=len(entries))
 
 
 def _finish(
     cfg: CfgNode,
-    report: record.Report,
+    report: Report,
     evaluated: Mapping[str, tuple[nn.Module, Mapping[str, Any]]],
     config_format: ConfigFormat,
 ) -> None:
     weights = os.path.join(cfg.OUTPUT_DIR, PRUNED_FILE)
-    files = {"baseline": cfg.MODEL.WEIGHTS, "pruned": weights}
-    totals = {"baseline": report["before"], "pruned": report["after"]}
-    report["stages"] = [
-        record.stage(name, totals[name], results, files[name]) for name, (_, results) in evaluated.items()
-    ]
+    files = {BASELINE: cfg.MODEL.WEIGHTS, PRUNED: weights}
+    totals = {BASELINE: report.before, PRUNED: report.after}
+    for name, (_, results) in evaluated.items():
+        report = report.with_stage(stage_of(name, totals[name], results, files[name]))
     publish(cfg, report, {name: model for name, (model, _) in evaluated.items()}, config_format)
     if not cfg.MODEL.FINETUNE:
         logger.info("Next, to get the accuracy back:\n  %s", config_format.next_command(weights))

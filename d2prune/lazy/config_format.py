@@ -15,9 +15,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from d2prune.engine.config_format import ConfigFormat, Mapper
+from d2prune.engine.outputs import SPEC_FILE, same_script
 from d2prune.files import atomic_write
 from d2prune.lazy.model import as_pruned, as_unpruned
-from d2prune.report import record
 
 PYTHON_FILE = """\
 # The pruned model's config: the one that it was pruned with, changed. Written by d2prune, because that
@@ -61,7 +61,7 @@ class LazyFormat(ConfigFormat):
 
     def write_pruned(self, cfg: CfgNode, folder: str, weights: str) -> str:
         """Writes pruned.yaml, complete, or where YAML can't hold the config pruned.py, on top of its file."""
-        spec, weights = (os.path.abspath(p) for p in (os.path.join(folder, record.SPEC_FILE), weights))
+        spec, weights = (os.path.abspath(p) for p in (os.path.join(folder, SPEC_FILE), weights))
         text = _yaml(as_pruned(self.config, spec, weights))
         name, other = ("pruned.yaml", "pruned.py") if text else ("pruned.py", "pruned.yaml")
         with atomic_write(os.path.join(folder, name)) as file:
@@ -77,7 +77,7 @@ class LazyFormat(ConfigFormat):
         """See :meth:`ConfigFormat.next_command`."""
         kept = [word for word in sys.argv[1:] if not word.startswith(_CHANGED)]
         modes = ["prune.enabled=False", "prune.finetune=True", f"train.init_checkpoint={weights}"]
-        return record.same_script("lazyconfig_train_net.py", [*kept, *modes])
+        return same_script("lazyconfig_train_net.py", [*kept, *modes])
 
 
 def _yaml(config: DictConfig) -> str:

@@ -18,12 +18,11 @@ from d2prune.recipes.changes import changes_between
 from d2prune.recipes.execution import keys_of, request_of
 from d2prune.recipes.recipe import Recipe, Step, narrowed
 from d2prune.recipes.what_if import outline
-from d2prune.report.record import read_report_json
+from d2prune.report.record import BASELINE, FINE_TUNED, PRUNED, Stage, read_report_json
 from d2prune.report.table import MISSING, aligned, quantity, signed
 
 logger = logging.getLogger(__name__)
 Scores = Mapping[str, float]
-TASKS = ("box_ap", "mask_ap")
 
 
 class _Trainer(Protocol):
@@ -118,18 +117,19 @@ def _run(cfg: CfgNode, trainer: Callable[[CfgNode], _Trainer]) -> tuple[Scores, 
     made = trainer(cfg)
     made.resume_or_load(resume=False)
     made.train()
-    report = read_report_json(cfg.OUTPUT_DIR) or {"stages": []}
-    stages = {stage["name"]: stage for stage in report["stages"]}
-    scores = [_scores(stages.get(name, {})) for name in ("baseline", "pruned", "fine-tuned")]
-    if not all(scores):
+    report = read_report_json(cfg.OUTPUT_DIR)
+    stages = [report.stage(name) if report else None for name in (BASELINE, PRUNED, FINE_TUNED)]
+    before, cut, tuned = (_scores(stage) for stage in stages)
+    if not (before and cut and tuned and stages[-1]):
         raise PruneError(
             f"'{cfg.OUTPUT_DIR}': no AP to judge by; the trainer needs an evaluator, and DATASETS.TEST data"
         )
-    return scores[0], scores[1], scores[2], stages["fine-tuned"]["params"]
+    return before, cut, tuned, stages[-1].params
 
 
-def _scores(stage: Mapping[str, Any]) -> dict[str, float]:
-    return {task: stage[task] for task in TASKS if stage.get(task) is not None}
+def _scores(stage: Stage | None) -> dict[str, float]:
+    found = {"box_ap": stage.box_ap, "mask_ap": stage.mask_ap} if stage else {}
+    return {task: score for task, score in found.items() if score is not None}
 
 
 def _with(cfg: CfgNode, keys: Mapping[str, Any]) -> CfgNode:

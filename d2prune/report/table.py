@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from d2prune.report.record import BASELINE, PRUNED, Report, Stage
 from d2prune.report.timing import Latency
 
 MISSING = "—"
@@ -33,18 +34,18 @@ class StageRow:
     cells: tuple[Cell, ...]
 
 
-def stage_rows(report: Mapping[str, Any]) -> list[StageRow]:
-    """The stages of a report, each figure with its change against the baseline.
+def stage_rows(report: Report) -> list[StageRow]:
+    """Return the stages of a report, each figure with its change against the baseline.
 
     The baseline is the stage of that name, else the first. What was not measured is a dash.
     """
-    stages = report.get("stages") or _unmeasured(report)
-    base = next((stage for stage in stages if stage["name"] == "baseline"), stages[0])
-    return [StageRow(stage["name"], _cells(stage, base)) for stage in stages]
+    stages = report.stages or _unmeasured(report)
+    base = next((stage for stage in stages if stage.name == BASELINE), stages[0])
+    return [StageRow(stage.name, _cells(stage, None if stage is base else base)) for stage in stages]
 
 
-def stage_table(report: Mapping[str, Any]) -> str:
-    """The table that the log, the demo and the README show, from pruning_report.json's content."""
+def stage_table(report: Report) -> str:
+    """Return the table that the log, the demo and the README show."""
     rows = stage_rows(report)
     body = [[row.name, *(str(cell) for cell in row.cells)] for row in rows]
     return aligned([["", *COLUMNS], *body])
@@ -106,29 +107,31 @@ def signed(value: float, digits: int = 1) -> str:
     return f"{MINUS if value < 0 else '+'}{text}"
 
 
-def _unmeasured(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Before and after a prune that nothing evaluated."""
-    return [{"name": "baseline", **report["before"]}, {"name": "pruned", **report["after"]}]
+def _unmeasured(report: Report) -> tuple[Stage, ...]:
+    """Return the stages before and after a prune that nothing evaluated."""
+    before, after = report.before, report.after
+    return Stage(BASELINE, before.params, before.macs), Stage(PRUNED, after.params, after.macs)
 
 
-def _cells(stage: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[Cell, ...]:
-    other = None if stage is base else base
-    size = [_cell(stage, other, key, quantity, _percent) for key in ("params", "macs")]
-    ap = [_cell(stage, other, key, "{:.1f}".format, _points) for key in ("box_ap", "mask_ap")]
-    return (*size, *ap, _latency(stage, other))
+def _cells(stage: Stage, base: Stage | None) -> tuple[Cell, ...]:
+    return (
+        _cell(stage.params, base and base.params, quantity, _percent),
+        _cell(stage.macs, base and base.macs, quantity, _percent),
+        _cell(stage.box_ap, base and base.box_ap, "{:.1f}".format, _points),
+        _cell(stage.mask_ap, base and base.mask_ap, "{:.1f}".format, _points),
+        _latency(stage, base),
+    )
 
 
 def _cell(
-    stage: Mapping[str, Any],
-    base: Mapping[str, Any] | None,
-    key: str,
+    value: float | None,
+    before: float | None,
     show: Callable[[float], str],
     compare: Callable[[float, float], str],
 ) -> Cell:
-    value = known(stage.get(key))
+    value, before = known(value), known(before)
     if value is None:
         return Cell(MISSING)
-    before = known(base.get(key)) if base else None
     return Cell(show(value), "" if before is None else compare(value, before))
 
 
@@ -140,9 +143,9 @@ def _points(value: float, before: float) -> str:
     return signed(value - before)
 
 
-def _latency(stage: Mapping[str, Any], base: Mapping[str, Any] | None) -> Cell:
-    times = stage.get("latency_ms")
-    if not times:
+def _latency(stage: Stage, base: Stage | None) -> Cell:
+    times = stage.latency_ms
+    if times is None:
         return Cell(MISSING)
-    ratio = known(times.get("ratio")) if base else None
-    return Cell(f"{times['median']:.1f} ms", "" if ratio is None else f"×{ratio:.2f}")
+    ratio = known(times.ratio) if base else None
+    return Cell(f"{times.median:.1f} ms", "" if ratio is None else f"×{ratio:.2f}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from d2prune.engine.settings import FINAL_FILE, check_modes, request_from_cfg, t
 from d2prune.pruning import prune_model
 from d2prune.recipes import Recipe, Step
 from d2prune.recipes.ablation import ablate, ablation_table
+from d2prune.report.record import Stage, report_of, write_report_json
 from tests.engine.tiny_runs import TRAINING, train_net
 from tests.tiny_lsknet import pairs_of, tiny_lsk, tiny_lsk_cfg
 
@@ -56,10 +57,9 @@ class Judged:
         result = prune_model(model, request_from_cfg(self.cfg), trace_input_from_cfg(self.cfg, model), False)
         d2prune.save(result, Path(self.cfg.OUTPUT_DIR) / FINAL_FILE)
         aps = {"baseline": 40.0, "pruned": 1.0, "fine-tuned": self.aps[Path(self.cfg.OUTPUT_DIR).name]}
-        stages = [
-            {"name": n, "box_ap": ap, "mask_ap": None, "params": result.after.params} for n, ap in aps.items()
-        ]
-        (Path(self.cfg.OUTPUT_DIR) / "pruning_report.json").write_text(json.dumps({"stages": stages}))
+        stages = tuple(Stage(name, result.after.params, 0, ap) for name, ap in aps.items())
+        report = report_of(result, (64, 64), torch.device("cpu"))
+        write_report_json(replace(report, stages=stages), self.cfg.OUTPUT_DIR)
 
 
 def judged(**aps):
