@@ -102,11 +102,11 @@ class PruningMixin(_Trainer):
     @property
     def checkpointer(self) -> DetectionCheckpointer:
         """Whatever checkpointer the trainer makes; setting it makes it one that knows pruned models."""
-        return vars(self)["checkpointer"]
+        return self.__dict__["checkpointer"]
 
     @checkpointer.setter
     def checkpointer(self, value: DetectionCheckpointer) -> None:
-        vars(self)["checkpointer"] = as_pruning(value, self._save_struct)
+        self.__dict__["checkpointer"] = as_pruning(value, self._save_struct)
 
     def build_hooks(self) -> list[Any]:
         """As the base class; hooks that hold a checkpointer of their own are given the same care."""

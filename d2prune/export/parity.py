@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.structures import Instances, pairwise_iou
+from detectron2.structures import Instances
 from torch import Tensor
 
 from d2prune.adapters.images import random_images
 from d2prune.errors import PruneError
 from d2prune.export.dense import DenseModel
 from d2prune.export.predictor import OnnxPredictor
+from d2prune.report.matching import match
 
 Size = tuple[int, int]
 TOLERANCE = 1e-4
@@ -149,7 +150,7 @@ def _with_detections(parity: Parity, eager: list[dict[str, Any]], exported: list
     for one, other in zip(eager, exported, strict=True):
         found = other["instances"]
         wanted = one["instances"].to(found.pred_boxes.device)
-        pairs = match(wanted, found)
+        pairs = match(wanted, found, SAME_BOX)
         counted += len(wanted)
         total += len(wanted) + len(found)
         mismatches += len(wanted) + len(found) - 2 * len(pairs)
@@ -158,19 +159,6 @@ def _with_detections(parity: Parity, eager: list[dict[str, Any]], exported: list
     _limit("detections", mismatches, total)
     _limit("mask pixels", differing, pixels)
     return Parity(parity.sizes, parity.errors, len(eager), counted, mismatches, differing / max(pixels, 1))
-
-
-def match(wanted: Instances, found: Instances) -> list[tuple[int, int]]:
-    """Return index pairs of the same class with an IoU of at least `SAME_BOX`, each index once."""
-    overlap = pairwise_iou(wanted.pred_boxes, found.pred_boxes)
-    overlap[wanted.pred_classes[:, None] != found.pred_classes[None]] = 0
-    pairs = []
-    for row in range(len(wanted) if len(found) else 0):
-        column = int(overlap[row].argmax())
-        if overlap[row, column] >= SAME_BOX:
-            pairs.append((row, column))
-            overlap[:, column] = 0
-    return pairs
 
 
 def _mask_pixels(wanted: Instances, found: Instances, pairs: list[tuple[int, int]]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.utils.registry import locate
@@ -98,7 +98,8 @@ def _callables(node: Any) -> Iterator[str]:
     if isinstance(node, DictConfig):
         yield from (node[key] for key in _NAMES if isinstance(node.get(key), str))
         for key in node:
-            if not (OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key)):
+            name = cast(str, key)  # an int, say, is one, too: the annotation leaves some keys out
+            if not (OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name)):
                 yield from _callables(node[key])
     elif isinstance(node, ListConfig):
         for item in node:

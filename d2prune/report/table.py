@@ -10,6 +10,8 @@ from typing import Any
 from d2prune.report.record import BASELINE, PRUNED, Report, Stage
 from d2prune.report.timing import Latency
 
+Show = Callable[[float], str]
+Compare = Callable[[float, float], str]
 MISSING = "—"
 MINUS = "−"
 COLUMNS = ("params", "MACs", "box AP", "mask AP", "network, batch 1")
@@ -114,25 +116,19 @@ def _unmeasured(report: Report) -> tuple[Stage, ...]:
 
 
 def _cells(stage: Stage, base: Stage | None) -> tuple[Cell, ...]:
+    def cell(read: Callable[[Stage], float | None], show: Show, compare: Compare) -> Cell:
+        value, before = known(read(stage)), known(read(base)) if base else None
+        if value is None:
+            return Cell(MISSING)
+        return Cell(show(value), "" if before is None else compare(value, before))
+
     return (
-        _cell(stage.params, base and base.params, quantity, _percent),
-        _cell(stage.macs, base and base.macs, quantity, _percent),
-        _cell(stage.box_ap, base and base.box_ap, "{:.1f}".format, _points),
-        _cell(stage.mask_ap, base and base.mask_ap, "{:.1f}".format, _points),
+        cell(lambda one: one.params, quantity, _percent),
+        cell(lambda one: one.macs, quantity, _percent),
+        cell(lambda one: one.box_ap, "{:.1f}".format, _points),
+        cell(lambda one: one.mask_ap, "{:.1f}".format, _points),
         _latency(stage, base),
     )
-
-
-def _cell(
-    value: float | None,
-    before: float | None,
-    show: Callable[[float], str],
-    compare: Callable[[float, float], str],
-) -> Cell:
-    value, before = known(value), known(before)
-    if value is None:
-        return Cell(MISSING)
-    return Cell(show(value), "" if before is None else compare(value, before))
 
 
 def _percent(value: float, before: float) -> str:

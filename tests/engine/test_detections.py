@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 import d2prune
-from d2prune.engine.detections import _match, compare_detections
+from d2prune.engine.detections import _agreement, compare_detections
 from d2prune.errors import PruneError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "BlendMask"
@@ -68,7 +68,7 @@ def test_pairs_are_of_one_class_and_each_detection_is_in_one():
     box = [0.0, 0.0, 10.0, 10.0]
     one = detections([box, box, [50.0, 50.0, 60.0, 60.0]], [0.9, 0.8, 0.7], [1, 1, 2])
     two = detections([box, [50.0, 50.0, 60.0, 60.0]], [0.6, 0.7], [1, 3])
-    agreement = _match(one, two, 0.95)
+    agreement = _agreement(one, two, 0.95)
     assert (agreement.masked, agreement.pruned, agreement.matched) == (3, 2, 1)
     assert agreement.score == pytest.approx(0.3) and "1 detections match, of 3" in str(agreement)
 
