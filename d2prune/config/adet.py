@@ -99,7 +99,7 @@ _MEINST_SHARED = (
 
 
 def add_adet_config(cfg: CfgNode) -> None:
-    """Add every AdelaiDet key that `cfg` lacks; keys that are there keep their values."""
+    """Add every AdelaiDet key that ``cfg`` lacks; keys that are there keep their values."""
     _add_missing(cfg, _GENERAL)
     others = json.loads(Path(__file__).with_name("adet_others.json").read_text(encoding="utf-8"))
     others["MEInst"] = {key: _FCOS[key] for key in _MEINST_SHARED} | others["MEInst"]

@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 
 
 def add_lsknet_config(cfg: CfgNode) -> None:
-    """Adds MODEL.LSKNET to a CfgNode; values that are set already stay."""
+    """Add MODEL.LSKNET to a CfgNode; values that are set already stay."""
     keys = CfgNode()
     # Channels of each stage's output.
     keys.EMBED_DIMS = [64, 128, 320, 512]

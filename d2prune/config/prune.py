@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 
 
 def add_prune_config(cfg: CfgNode) -> None:
-    """Adds the pruning keys to any CfgNode, Detectron2's or AdelaiDet's; values set before stay."""
+    """Add the pruning keys to any CfgNode, Detectron2's or AdelaiDet's; values set before stay."""
     keys = CfgNode()
     # Prune MODEL.WEIGHTS, prove, evaluate, save; then stop, unless MODEL.FINETUNE is also on.
     keys.PRUNE = False

@@ -68,7 +68,7 @@ def compose_scene(rng: np.random.Generator, digits: DigitPool, photographs: tupl
 
 
 def visible_layers(masks: list[np.ndarray]) -> list[tuple[int, np.ndarray]]:
-    """Index and visible part of every mask (H, W) that stays visible enough, bottom to top.
+    """Return index and visible part of every mask (H, W) that stays visible enough, bottom to top.
 
     Seen from the top: a mask left out does not cover those below it. The top one always stays.
     """

@@ -52,7 +52,7 @@ class Agreement:
 def compare_detections(
     model: nn.Module, result: PruneResult[Any], inputs: Sequence[Mapping[str, Any]], iou: float = 0.95
 ) -> Agreement:
-    """Runs both models on ``inputs`` as Detectron2 does.
+    """Run both models on ``inputs`` as Detectron2 does.
 
     Args:
         model: the one that was pruned.

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def last_checkpoint(cfg: CfgNode) -> str:
-    """Path of the checkpoint that OUTPUT_DIR/last_checkpoint names; empty if there is none."""
+    """Return the path of the checkpoint that OUTPUT_DIR/last_checkpoint names; empty if there is none."""
     tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
     if not tag.is_file():
         return ""
@@ -44,18 +44,18 @@ def last_checkpoint(cfg: CfgNode) -> str:
 
 
 def has_pruned_run(cfg: CfgNode) -> bool:
-    """True if OUTPUT_DIR's last checkpoint is of a pruned model."""
+    """Return whether OUTPUT_DIR's last checkpoint is of a pruned model."""
     last = last_checkpoint(cfg)
     return bool(last) and spec_of_file(last) is not None
 
 
 def deciding_checkpoint(cfg: CfgNode) -> str:
-    """The file whose spec the model is built by: the run to resume where there is one, or WEIGHTS."""
+    """Return the file whose spec the model is built by: the run to resume where there is one, or WEIGHTS."""
     return last_checkpoint(cfg) if has_pruned_run(cfg) else cfg.MODEL.WEIGHTS
 
 
 def after_prune(cfg: CfgNode) -> CfgNode:
-    """The config that fine-tunes what MODEL.PRUNE has just saved."""
+    """Return the config that fine-tunes what MODEL.PRUNE has just saved."""
     out = unpruned_cfg(cfg).clone()  # a pruned.yaml's SPEC is not the one that it was pruned to now
     out.defrost()
     out.MODEL.PRUNE = False
@@ -82,7 +82,8 @@ def check_output_dir(cfg: CfgNode, resume: bool, found_prune: bool = False) -> b
         if not resume:
             raise PruneError(
                 f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' holds another run ({os.path.basename(last)}); "
-                "pass --resume to continue it, or set OUTPUT_DIR to another folder"
+                "pass --resume to continue it, or set OUTPUT_DIR to another folder",
+                keys=("OUTPUT_DIR",),
             )
         return True
     refuse_to_lose_result(cfg)
@@ -93,12 +94,13 @@ def check_output_dir(cfg: CfgNode, resume: bool, found_prune: bool = False) -> b
 
 
 def refuse_to_lose_result(cfg: CfgNode) -> None:
-    """Raises PruneError if OUTPUT_DIR holds a fine-tuned model, whose spec and report are there, too."""
+    """Raise PruneError if OUTPUT_DIR holds a fine-tuned model, whose spec and report are there, too."""
     final = os.path.join(cfg.OUTPUT_DIR, FINAL_FILE)
     if os.path.isfile(final) and spec_of_file(final) is not None:
         raise PruneError(
             f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' holds another run's result ({FINAL_FILE}, of a pruned "
-            "model), which would be lost; set OUTPUT_DIR to another folder"
+            "model), which would be lost; set OUTPUT_DIR to another folder",
+            keys=("OUTPUT_DIR",),
         )
 
 
@@ -107,7 +109,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _set_aside(final: Path) -> None:
-    """Renames the unpruned model_final.pth that fine-tuning would replace, to a name not yet taken."""
+    """Rename the unpruned model_final.pth that fine-tuning would replace, to a name not yet taken."""
     if final.is_file():
         aside, number = final.with_name("model_final_unpruned.pth"), 1
         while aside.exists():
@@ -118,7 +120,7 @@ def _set_aside(final: Path) -> None:
 
 
 def prepare(cfg: CfgNode, model: nn.Module, weights: str, config_format: ConfigFormat = YAML) -> nn.Module:
-    """Checks that the model is a pruned one, thaws it unless told otherwise, and says what trains.
+    """Check that the model is a pruned one, thaw it unless told otherwise, and say what trains.
 
     Raises:
         PruneError: if ``weights`` holds no spec.
@@ -153,7 +155,7 @@ def finish(
     iterations: int,
     config_format: ConfigFormat = YAML,
 ) -> None:
-    """Writes spec, pruned config and the report for the fine-tuned model; on the first rank only."""
+    """Write spec, pruned config and the report for the fine-tuned model; on the first rank only."""
     if not comm.is_main_process():
         return
     spec = spec_of_model(model)
@@ -172,7 +174,7 @@ def finish(
 
 
 def add_control(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], folder: str) -> None:
-    """Adds the unpruned baseline, trained for as long as the fine-tuning, to a report.
+    """Add the unpruned baseline, trained for as long as the fine-tuning, to a report.
 
     Without it, fine-tuning an undertrained baseline looks like a success of pruning.
 
@@ -205,7 +207,7 @@ def _add_row(
     iterations: int,
     config_format: ConfigFormat = YAML,
 ) -> None:
-    """Adds a stage, or replaces the one of that name, and publishes the report in OUTPUT_DIR."""
+    """Add a stage, or replace the one of that name, and publish the report in OUTPUT_DIR."""
     totals = measure_model(model, trace_input_from_cfg(cfg, model)).totals
     report = report.with_stage(stage_of(name, totals, results, weights, iterations))
     publish(cfg, report, {**_earlier(cfg, report, name, config_format), name: model}, config_format)

@@ -49,7 +49,7 @@ Test = Callable[[CfgNode, nn.Module], Mapping[str, Any]]
 def run_prune(
     cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test, config_format: ConfigFormat = YAML
 ) -> Mapping[str, Any]:
-    """Prunes MODEL.WEIGHTS into OUTPUT_DIR and evaluates both models.
+    """Prune MODEL.WEIGHTS into OUTPUT_DIR and evaluate both models.
 
     With several ranks the first plans and proves; the others are sent its spec.
 
@@ -86,7 +86,9 @@ def run_prune(
 
 
 def _prune_on_first_rank(cfg: CfgNode, model: nn.Module) -> tuple[PruneResult[nn.Module] | None, nn.Module]:
-    result, failed, reason, text = None, None, "", ""
+    result: PruneResult[nn.Module] | None = None
+    failed: Exception | None = None
+    told, text = None, ""
     if comm.is_main_process():
         try:
             prove = cfg.MODEL.PRUNING.VERIFY
@@ -94,12 +96,10 @@ def _prune_on_first_rank(cfg: CfgNode, model: nn.Module) -> tuple[PruneResult[nn
             text = result.step.to_json()
         except Exception as error:  # whatever it is, the other ranks wait to be told
             failed = error
-            reason = str(error) if isinstance(error, PruneError) else f"pruning failed: {error!r}"
-    reason, text = comm.all_gather((reason, text))[0]
-    if failed is not None:
-        raise failed
-    if reason:
-        raise PruneError(reason)
+            told = error if isinstance(error, PruneError) else PruneError(f"pruning failed: {error!r}")
+    told, text = comm.all_gather((told, text))[0]
+    if told is not None:
+        raise failed or told
     if result is not None:
         return result, result.model
     return None, prune_further(copy.deepcopy(model), PruneSpec.from_json(text))

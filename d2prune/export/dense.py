@@ -18,7 +18,7 @@ class DenseModel(nn.Module):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Copy `model`, which stays as it is.
+        """Copy ``model``, which stays as it is.
 
         Raises:
             PruneError: there is no adapter that says what the model computes.
@@ -39,5 +39,5 @@ class DenseModel(nn.Module):
         return dict(self.adapter.dense(self.model, images, training_branches=False))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the values of `outputs`, in its order."""
+        """Return the values of ``outputs``, in its order."""
         return tuple(self.outputs(images).values())

@@ -38,7 +38,7 @@ class Parity:
     Attributes:
         sizes: (height, width) of the inputs that the dense outputs were compared on.
         errors: by dense output the largest error, relative to the output's largest magnitude
-            (at least `FLOOR`).
+            (at least ``FLOOR``).
         images: how many real images the detections were compared on; 0: the tensors were compared
             on noise, because the caller gave no images.
         detections: of the eager model, on all of them.
@@ -121,7 +121,7 @@ def _dense_errors(
 
 
 def _images(batch: Sequence[dict[str, Any]], size: Size) -> Tensor:
-    """Return (2, 3, H, W) raw pixels: the first two images scaled to `size`, or noise."""
+    """Return (2, 3, H, W) raw pixels: the first two images scaled to ``size``, or noise."""
     if not batch:
         return random_images(size, count=2)
     images = [item["image"][None].float() for item in (batch[0], batch[-1])]

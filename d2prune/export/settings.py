@@ -25,7 +25,7 @@ def describe(model: nn.Module, cfg: CfgNode, outputs: list[str]) -> Settings:
     """Collect the settings of a model with these dense outputs.
 
     Args:
-        model: as `cfg` builds it, pruned or not.
+        model: as ``cfg`` builds it, pruned or not.
         cfg: Detectron2's keys and the architecture's.
         outputs: the dense outputs' names, in the network's order.
     """

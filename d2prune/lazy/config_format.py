@@ -60,7 +60,7 @@ class LazyFormat(ConfigFormat):
         return instantiate(self.config.dataloader.test.mapper)
 
     def write_pruned(self, cfg: CfgNode, folder: str, weights: str) -> str:
-        """Writes pruned.yaml, complete, or where YAML can't hold the config pruned.py, on top of its file."""
+        """Write pruned.yaml, complete, or where YAML can't hold the config pruned.py, on top of its file."""
         spec, weights = (os.path.abspath(p) for p in (os.path.join(folder, SPEC_FILE), weights))
         text = _yaml(as_pruned(self.config, spec, weights))
         name, other = ("pruned.yaml", "pruned.py") if text else ("pruned.py", "pruned.yaml")

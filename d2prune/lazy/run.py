@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +32,7 @@ Results = Mapping[str, Any]
 
 
 def main(args: Namespace) -> Results:
-    """What the command line asks for: trains, or with --eval-only, prune.enabled or prune.finetune does that.
+    """Do what the command line asks for: train, prune, fine-tune or, with --eval-only, evaluate.
 
     Args:
         args: of Detectron2's parser, with ``imports``.
@@ -59,11 +58,11 @@ def main(args: Namespace) -> Results:
             return evaluate(config, create_ddp_model(model))
         return run(config_format, cfg, args.resume)
     except PruneError as error:
-        raise PruneError(in_lazy_words(str(error))) from error
+        raise error.spelled(_LAZY_KEYS) from error
 
 
 def run(config_format: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
-    """Prunes, fine-tunes, both or neither (it then trains), as MODEL.PRUNE and FINETUNE say."""
+    """Prune, fine-tune, both or neither (then train), as MODEL.PRUNE and FINETUNE say."""
     check_modes(cfg)
     done = cfg.MODEL.PRUNE and finetuning.has_pruned_run(cfg)
     results: Results = {}
@@ -83,7 +82,7 @@ def run(config_format: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
 
 
 def train(config_format: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
-    """Trains the model that ``cfg`` and its weights' file describe; with FINETUNE, finishes the report."""
+    """Train the model that ``cfg`` and its weights' file describe; with FINETUNE, finish the report."""
     missing = [key for key in ("dataloader", "optimizer", "lr_multiplier") if key not in config_format.config]
     if missing:
         raise PruneError(f"the config has no {missing[0]!r}, which training needs")
@@ -103,7 +102,7 @@ def train(config_format: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
 
 
 def evaluate(config: DictConfig, model: nn.Module) -> Results:
-    """dataloader.evaluator's results on dataloader.test; empty where the config names no evaluator."""
+    """Return dataloader.evaluator's results on dataloader.test; empty where the config names no evaluator."""
     if config.get("dataloader", {}).get("evaluator") is None:
         return {}
     loader, evaluator = instantiate(config.dataloader.test), instantiate(config.dataloader.evaluator)
@@ -111,11 +110,6 @@ def evaluate(config: DictConfig, model: nn.Module) -> Results:
     if comm.is_main_process():
         print_csv_format(results)
     return results or {}
-
-
-def in_lazy_words(text: str) -> str:
-    """A text about YAML's keys, with LazyConfig's in their place."""
-    return _YAML_KEYS.sub(lambda found: _LAZY_KEYS[found[0]], text)
 
 
 _LAZY_KEYS = {
@@ -128,9 +122,6 @@ _LAZY_KEYS = {
     **{f"MODEL.PRUNING.{key.upper()}": f"prune.{key}" for key in prune_defaults()},
     **{key.upper(): f"prune.{key}" for key in prune_defaults()},
 }
-_YAML_KEYS = re.compile(
-    r"(?<![\w.])(" + "|".join(sorted(map(re.escape, _LAZY_KEYS), key=len, reverse=True)) + r")\b"
-)
 
 
 def _tester(config: DictConfig) -> Any:

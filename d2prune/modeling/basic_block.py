@@ -58,7 +58,7 @@ class BasicBlock(CNNBlockBase):
         return getattr(self.shortcut, "norm", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        """Map (N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
         out = F.relu_(_normed(self.conv1, x))
         out = _normed(self.conv2, out)
         shortcut = x if self.shortcut is None else _normed(self.shortcut, x)
@@ -71,7 +71,7 @@ def _normed(conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def separate_norms(model: Model) -> Model:
-    """Gives every ``BasicBlock`` of Detectron2 in ``model`` separate norms, in place."""
+    """Give every ``BasicBlock`` of Detectron2 in ``model`` separate norms, in place."""
     for block in model.modules():
         if type(block) is resnet.BasicBlock:
             block.__class__ = BasicBlock
@@ -81,7 +81,7 @@ def separate_norms(model: Model) -> Model:
 
 
 def join_norms(model: Model) -> Model:
-    """The inverse of :func:`separate_norms`, in place."""
+    """Undo :func:`separate_norms`, in place."""
     for block in model.modules():
         if type(block) is BasicBlock:
             block.__class__ = resnet.BasicBlock
@@ -105,7 +105,7 @@ def _read_either_naming(block: nn.Module, state_dict: dict[str, Tensor], prefix:
 
 
 def rename_separate_norms(state_dict: dict[str, torch.Tensor], wanted: set[str] | Mapping[str, Any]) -> int:
-    """Renames ``x.norm1.*`` to ``x.conv1.norm.*`` where only the latter is wanted; in place.
+    """Rename ``x.norm1.*`` to ``x.conv1.norm.*`` where only the latter is wanted; in place.
 
     Returns:
         The number of names changed.

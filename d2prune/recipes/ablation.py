@@ -57,7 +57,7 @@ class Trial:
 def ablate(
     cfg: CfgNode, recipe: Recipe, trainer: Callable[[CfgNode], _Trainer], allowed: float, alone: bool = False
 ) -> tuple[Trial, ...]:
-    """Tries each step of ``recipe``; what costs more AP than is allowed is rolled back.
+    """Try each step of ``recipe``; what costs more AP than is allowed is rolled back.
 
     Args:
         cfg: of the baseline: MODEL.WEIGHTS its checkpoint, SOLVER the short training, OUTPUT_DIR a folder
@@ -141,7 +141,7 @@ def _with(cfg: CfgNode, keys: Mapping[str, Any]) -> CfgNode:
 
 
 def ablation_table(trials: Sequence[Trial]) -> str:
-    """The trials, and where to go on from."""
+    """Return the trials, and where to go on from."""
     heads = ["step", "params", "AP after the cut", "trained", "loss", "verdict"]
     body = [
         [

@@ -38,7 +38,7 @@ class Change:
 
 
 def changes_between(model: nn.Module, groups: Sequence[Group], narrower: nn.Module) -> tuple[Change, ...]:
-    """How ``narrower`` differs from ``model``.
+    """Say how ``narrower`` differs from ``model``.
 
     Args:
         model: the model at hand.
@@ -67,7 +67,7 @@ def changes_between(model: nn.Module, groups: Sequence[Group], narrower: nn.Modu
 
 
 def refuse_inexact(changes: Sequence[Change]) -> None:
-    """Raises PruneError if any change is not exact, naming the first few and how to go on."""
+    """Raise PruneError if any change is not exact, naming the first few and how to go on."""
     wrong = [change for change in changes if change.reason]
     if wrong:
         raise PruneError(

@@ -40,7 +40,7 @@ class Narrowed:
 
 
 def carry_out(cfg: CfgNode, model: nn.Module, narrower: CfgNode, allow_inexact: bool = False) -> Narrowed:
-    """Prunes ``model``, of ``cfg``, to the widths of ``narrower``, and proves it.
+    """Prune ``model``, of ``cfg``, to the widths of ``narrower``, and prove it.
 
     Args:
         cfg: of the model at hand; its MODEL.PRUNING.CRITERION and VERIFY are heeded.
@@ -69,7 +69,7 @@ def carry_out(cfg: CfgNode, model: nn.Module, narrower: CfgNode, allow_inexact: 
 
 
 def request_of(cfg: CfgNode, model: nn.Module, changes: Sequence[Change], allow_inexact: bool) -> Request:
-    """The prune that takes out just the changes' channels: a ratio for each group, and no other group.
+    """Return the prune that takes out just the changes' channels: a ratio for each group, and no other group.
 
     Raises:
         PruneError: if nothing would go.
@@ -91,7 +91,7 @@ def request_of(cfg: CfgNode, model: nn.Module, changes: Sequence[Change], allow_
 
 
 def keys_of(request: Request) -> dict[str, Any]:
-    """The request as MODEL.PRUNING.* keys, for a trainer."""
+    """Return the request as MODEL.PRUNING.* keys, for a trainer."""
     return {
         "MODEL.PRUNING.AMOUNT": request.amount,
         "MODEL.PRUNING.TARGET": request.target,

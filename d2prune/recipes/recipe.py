@@ -34,7 +34,7 @@ class Recipe:
 
 
 def read_recipe(path: str) -> Recipe:
-    """Reads a YAML file: a mapping of each step's name to the keys that it sets.
+    """Read a YAML file: a mapping of each step's name to the keys that it sets.
 
     Raises:
         PruneError: if there is no such file, or it holds anything else.
@@ -56,7 +56,7 @@ def read_recipe(path: str) -> Recipe:
 
 
 def narrowed(cfg: CfgNode, steps: Sequence[Step]) -> CfgNode:
-    """``cfg`` with the steps' keys set.
+    """Return ``cfg`` with the steps' keys set.
 
     Where a step makes the FPN narrower, the RPN's own channels stay, unless a step sets MODEL.RPN.CONV_DIMS:
     what a proposal network misses, no later part finds.
@@ -76,7 +76,7 @@ def narrowed(cfg: CfgNode, steps: Sequence[Step]) -> CfgNode:
 
 
 def changes_of(cfg: CfgNode, steps: Sequence[Step]) -> dict[str, Any]:
-    """All keys that the steps set, and what follows from them."""
+    """Return all keys that the steps set, and what follows from them."""
     keys = {key: value for step in steps for key, value in step.keys.items()}
     if "MODEL.FPN.OUT_CHANNELS" in keys and RPN_WIDTH not in keys:
         width, dims = cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.RPN.CONV_DIMS
@@ -85,7 +85,7 @@ def changes_of(cfg: CfgNode, steps: Sequence[Step]) -> dict[str, Any]:
 
 
 def write_narrowed(file: str, changes: Mapping[str, Any], path: str) -> None:
-    """Writes a config at ``path`` that is ``file`` with ``changes``, whole or not at all."""
+    """Write a config at ``path`` that is ``file`` with ``changes``, whole or not at all."""
     content: dict[str, Any] = {"_BASE_": os.path.relpath(file, os.path.dirname(path) or ".")}
     for key, value in changes.items():
         *nodes, last = key.split(".")

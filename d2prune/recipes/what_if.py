@@ -64,7 +64,7 @@ class WhatIf:
 
 
 def outline(cfg: CfgNode) -> nn.Module:
-    """The model of ``cfg`` on the meta device: sizes without values.
+    """Return the model of ``cfg`` on the meta device: sizes without values.
 
     Raises:
         PruneError: if the config builds no model.
@@ -82,7 +82,7 @@ def outline(cfg: CfgNode) -> nn.Module:
 
 
 def what_if(cfg: CfgNode, recipe: Recipe, groups: Sequence[Group]) -> WhatIf:
-    """Counts a recipe; no weights are read or changed.
+    """Count a recipe; no weights are read or changed.
 
     Args:
         cfg: of the whole model.
@@ -111,7 +111,7 @@ def _changed(model: nn.Module, groups: Sequence[Group], other: nn.Module, step: 
 
 
 def what_if_table(results: Sequence[WhatIf]) -> str:
-    """All recipes, step by step: what is saved of the whole, and whether that is exact."""
+    """Show all recipes, step by step: what is saved of the whole, and whether that is exact."""
     body: list[list[str]] = []
     for result in results:
         body += [_line(row, result.before) for row in result.rows]

@@ -26,7 +26,7 @@ def write_recipe(
     model: nn.Module | None = None,
     allow_inexact: bool = False,
 ) -> str:
-    """Writes ``<file>_prune<recipe>.yaml``, and with a model also the pruned weights that it names.
+    """Write ``<file>_prune<recipe>.yaml``, and with a model also the pruned weights that it names.
 
     Args:
         cfg: the whole configuration.

@@ -33,7 +33,7 @@ class Drawing:
 
 
 def draw(image: np.ndarray, drawing: Drawing) -> bytes:
-    """A PNG of the RGB image (H, W, 3) with the drawing on it.
+    """Return a PNG of the RGB image (H, W, 3) with the drawing on it.
 
     Small images are enlarged and large ones reduced. Colours go by class, so that they are alike in
     every image.

@@ -43,7 +43,7 @@ class Chart:
 
 
 def write_report(report: Report, path: str | os.PathLike[str], images: Sequence[ImageRow] = ()) -> None:
-    """Writes the HTML report, whole or not at all; a file already there is replaced.
+    """Write the HTML report, whole or not at all; a file already there is replaced.
 
     Args:
         report: what to show.
@@ -62,7 +62,7 @@ def write_report(report: Report, path: str | os.PathLike[str], images: Sequence[
 
 
 def render(report: Report, images: Sequence[ImageRow] = ()) -> str:
-    """The report as HTML text; everything that comes from outside is escaped."""
+    """Return the report as HTML text; everything that comes from outside is escaped."""
     engine = Environment(
         loader=PackageLoader("d2prune", "report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -87,12 +87,12 @@ def render(report: Report, images: Sequence[ImageRow] = ()) -> str:
 
 
 def tiles(report: Report) -> list[Tile]:
-    """The headline: size, proof and AP."""
+    """Return the headline: size, proof and AP."""
     return [_size_tile(report), _proof_tile(report), _ap_tile(report)]
 
 
 def charts(coverage: Sequence[Coverage]) -> list[Chart]:
-    """Widths by the model's parts, in its own order, of the layers that cost MACs.
+    """Chart widths by the model's parts, in its own order, of the layers that cost MACs.
 
     The others (norms, scales) have the width of the layer that they follow.
     """
@@ -103,12 +103,12 @@ def charts(coverage: Sequence[Coverage]) -> list[Chart]:
 
 
 def left_whole(coverage: Sequence[Coverage]) -> list[Coverage]:
-    """Layers that lost nothing, the costliest first: where the most was forgone."""
+    """Return the layers that lost nothing, the costliest first: where the most was forgone."""
     return [row for row in by_cost(coverage) if row.status != "pruned"]
 
 
 def by_cost(coverage: Sequence[Coverage]) -> list[Coverage]:
-    """Falling MACs; the model's order among equals."""
+    """Sort by falling MACs; equals stay in the model's order."""
     return sorted(coverage, key=lambda row: -row.macs)
 
 

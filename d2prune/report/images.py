@@ -44,7 +44,7 @@ def example_images(
     mapper: Callable[[dict[str, Any]], dict[str, Any]],
     threshold: float = 0.5,
 ) -> list[ImageRow]:
-    """Draws ground truth and detections on ``count`` images, the same ones each time.
+    """Draw ground truth and detections on ``count`` images, the same ones each time.
 
     The images are spread evenly over those with annotations (over all where none has any), so no
     result has a say in which are shown. Models run in eval mode and keep the mode they were in.
@@ -74,7 +74,7 @@ def example_images(
 
 
 def choose(dataset_dicts: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Records spread evenly over those that have annotations."""
+    """Choose records spread evenly over those that have annotations."""
     pool = [entry for entry in dataset_dicts if entry.get("annotations")] or list(dataset_dicts)
     count = min(count, len(pool))
     return [pool[(2 * i + 1) * len(pool) // (2 * count)] for i in range(count)]

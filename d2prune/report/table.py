@@ -54,7 +54,7 @@ def stage_table(report: Report) -> str:
 
 
 def latency_table(results: Mapping[str, Latency], environment: Mapping[str, Any]) -> str:
-    """A benchmark as text, with what :func:`d2prune.report.machine.environment` tells."""
+    """Return a benchmark as text, with what :func:`d2prune.report.machine.environment` tells."""
     heads = ["", "median, ms", "min", "max", "ratio to the first", "half of the ratios", "runs"]
     body = [
         [
@@ -71,7 +71,7 @@ def latency_table(results: Mapping[str, Latency], environment: Mapping[str, Any]
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Columns of equal width under a rule: those numbered in ``left`` to the left, others to the right."""
+    """Align columns under a rule: those numbered in ``left`` to the left, others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def line(row: Sequence[str]) -> str:
@@ -84,12 +84,12 @@ def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
 
 
 def known(value: float | None) -> float | None:
-    """A measured figure; None for one that is missing or, as COCO's for empty sets, not finite."""
+    """Return a measured figure; None for one that is missing or, as COCO's for empty sets, not finite."""
     return None if value is None or not math.isfinite(value) else value
 
 
 def quantity(value: float | None) -> str:
-    """A count in thousands, millions or billions, three significant digits: "3.25 M"."""
+    """Return a count in thousands, millions or billions, three significant digits: "3.25 M"."""
     value = known(value)
     if value is None:
         return MISSING
@@ -102,7 +102,7 @@ def quantity(value: float | None) -> str:
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """With its sign, a true minus, and no sign where it rounds to zero."""
+    """Write a number with its sign, a true minus, and no sign where it rounds to zero."""
     text = f"{abs(value):.{digits}f}"
     if float(text) == 0:
         return text
