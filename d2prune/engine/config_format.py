@@ -36,7 +36,7 @@ class ConfigFormat:
         return DatasetMapper(cfg, is_train=False)
 
     def thawed(self, cfg: CfgNode) -> str:
-        """Name the keys that fine-tuning ignores when it trains what was frozen, and the one that keeps it."""
+        """Name the keys that fine-tuning ignores where it trains what was frozen, and the one to keep it."""
         norm, freeze_at = cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT
         return (
             f"RESNETS.NORM {norm}, BACKBONE.FREEZE_AT {freeze_at} are ignored; "

