@@ -1,4 +1,4 @@
-# make demo     the whole road on the shipped baseline     make check   lint, format and types
+# make demo     the whole pipeline on the shipped baseline     make check   lint, format and types
 # make test     the tests                                  make data    the digits data set
 # PYTHON chooses the Python; a Detectron2, AdelaiDet and torch that it already imports are used.
 PYTHON ?= python3

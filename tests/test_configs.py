@@ -64,7 +64,7 @@ def item(boxes, size=(96, 128)):
 
 
 def prune_and_train(cfg):
-    """The road of MODEL.PRUNE and MODEL.FINETUNE without its files; returns the prune's result."""
+    """The pipeline of MODEL.PRUNE and MODEL.FINETUNE without its files; returns the prune's result."""
     model = build_model(cfg).eval()
     result = prune_model(model, request_from_cfg(cfg), trace_input_from_cfg(cfg, model))
     pruned = prepare(cfg, result.model, "the pruned model").train()

@@ -1,4 +1,4 @@
-"""Where a model's parameters are, what plans of smaller widths would save, and carrying them out."""
+"""Where a model's parameters are, what recipes of smaller widths would save, and carrying them out."""
 
 import argparse
 import sys
@@ -17,9 +17,9 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--config-file", required=True, metavar="F")
     add("--depth", type=int, default=2, help="how many parts of the names the table tells apart; 0: all")
-    add("--plan", action="append", default=[], metavar="YAML", help="steps and their keys; may be repeated")
-    add("--output", metavar="DIR", help="write each plan's <config>_prune<plan>.yaml there")
-    add("--execute", action="store_true", help="prune MODEL.WEIGHTS by each plan, into --output")
+    add("--recipe", action="append", default=[], metavar="YAML", help="steps and their keys; may be repeated")
+    add("--output", metavar="DIR", help="write each recipe's <config>_prune<recipe>.yaml there")
+    add("--execute", action="store_true", help="prune MODEL.WEIGHTS by each recipe, into --output")
     add("--allow-inexact", action="store_true", help="carry out what is not exact, too")
     add("--load", metavar="PTH", help="fill the config's model from a wider one's weights, into --output")
     add("--prefix", default="", help="what --load puts before the names in the file")
@@ -36,16 +36,16 @@ def main(args):
     model = build_from_cfg(cfg)
     if args.load:
         return load(args, model)
-    target = trace_input_from_cfg(cfg, model)
-    groups = find_groups(model, target)
-    print(recipes.module_table(recipes.grouped(recipes.module_rows(model, target, groups), args.depth)))
-    asked = [recipes.read_plan(path) for path in args.plan]
-    if asked:
-        print("\n" + recipes.what_if_table([recipes.what_if(cfg, plan, groups) for plan in asked]))
+    trace_input = trace_input_from_cfg(cfg, model)
+    groups = find_groups(model, trace_input)
+    print(recipes.module_table(recipes.grouped(recipes.module_rows(model, trace_input, groups), args.depth)))
+    read = [recipes.read_recipe(path) for path in args.recipe]
+    if read:
+        print("\n" + recipes.what_if_table([recipes.what_if(cfg, recipe, groups) for recipe in read]))
     whole = model if args.execute else None
-    for plan in asked if args.output else ():
-        places = (args.config_file, args.opts, plan, args.output)
-        print("\n" + recipes.write_plan(cfg, *places, whole, args.allow_inexact))
+    for recipe in read if args.output else ():
+        places = (args.config_file, args.opts, recipe, args.output)
+        print("\n" + recipes.write_recipe(cfg, *places, whole, args.allow_inexact))
 
 
 def load(args, model):

@@ -1,4 +1,4 @@
-"""The whole road on the embedded digits: prune the shipped baseline, prove, fine-tune, export."""
+"""The whole pipeline on the embedded digits: prune the shipped baseline, prove, fine-tune, export."""
 
 import argparse
 import os
@@ -51,7 +51,8 @@ def main() -> None:
         if done.returncode:
             sys.exit(f"demo: step {number} ({what}) failed")
         print(f"=== {what}: {time.monotonic() - start:.0f} s", flush=True)
-    report = read_report_json(args.output) or {}
+    report = read_report_json(args.output)
+    assert report is not None, "the first step writes it"
     print(f"\n{stage_table(report)}\n\n{verdict(report)}")
     print(f"\nReport: {args.output}/pruning_report.html   Model: {args.output}/pruned.yaml")
 

@@ -13,7 +13,7 @@ from detectron2.config import instantiate
 from detectron2.modeling import build_model
 from torch import nn
 
-from d2prune.benchmarks.libraries import LIBRARIES, pictures
+from d2prune.benchmarks.libraries import LIBRARIES, ZOO, noise_image
 from d2prune.config import get_cfg
 
 
@@ -53,57 +53,6 @@ def _python(path: str) -> nn.Module:
     return instantiate(model_zoo.get_config(path).model)
 
 
-DETECTRON2 = """
-COCO-Detection/fast_rcnn_R_50_FPN_1x.yaml
-COCO-Detection/faster_rcnn_R_101_C4_3x.yaml
-COCO-Detection/faster_rcnn_R_101_DC5_3x.yaml
-COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml
-COCO-Detection/faster_rcnn_R_50_C4_1x.yaml
-COCO-Detection/faster_rcnn_R_50_DC5_1x.yaml
-COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
-COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml
-COCO-Detection/fcos_R_50_FPN_1x.py
-COCO-Detection/retinanet_R_101_FPN_3x.yaml
-COCO-Detection/retinanet_R_50_FPN_1x.py
-COCO-Detection/retinanet_R_50_FPN_1x.yaml
-COCO-Detection/rpn_R_50_C4_1x.yaml
-COCO-Detection/rpn_R_50_FPN_1x.yaml
-COCO-InstanceSegmentation/mask_rcnn_R_101_C4_3x.yaml
-COCO-InstanceSegmentation/mask_rcnn_R_101_DC5_3x.yaml
-COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml
-COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.py
-COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml
-COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_1x.yaml
-COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py
-COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml
-COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x_giou.yaml
-COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x.yaml
-COCO-InstanceSegmentation/mask_rcnn_regnetx_4gf_dds_fpn_1x.py
-COCO-InstanceSegmentation/mask_rcnn_regnety_4gf_dds_fpn_1x.py
-COCO-Keypoints/keypoint_rcnn_R_101_FPN_3x.yaml
-COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.py
-COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml
-COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x.yaml
-COCO-PanopticSegmentation/panoptic_fpn_R_101_3x.yaml
-COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.py
-COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml
-Cityscapes/mask_rcnn_R_50_FPN.yaml
-LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml
-Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml
-Misc/mask_rcnn_R_50_FPN_1x_cls_agnostic.yaml
-Misc/mask_rcnn_R_50_FPN_1x_dconv_c3-c5.yaml
-Misc/mask_rcnn_R_50_FPN_3x_gn.yaml
-Misc/mask_rcnn_R_50_FPN_3x_syncbn.yaml
-Misc/panoptic_fpn_R_101_dconv_cascade_gn_3x.yaml
-Misc/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml
-Misc/semantic_R_50_FPN_1x.yaml
-PascalVOC-Detection/faster_rcnn_R_50_C4.yaml
-new_baselines/mask_rcnn_R_101_FPN_100ep_LSJ.py
-new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py
-new_baselines/mask_rcnn_regnetx_4gf_dds_FPN_100ep_LSJ.py
-new_baselines/mask_rcnn_regnety_4gf_dds_FPN_100ep_LSJ.py
-""".split()
-
 _FCOS_BACKBONE = ("MODEL.BACKBONE.NAME", "build_fcos_resnet_fpn_backbone",
                   "MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"],
                   "MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"],
@@ -116,10 +65,10 @@ ADELAIDET = {
 
 
 def _all() -> dict[str, Entry]:
-    found = [Entry(n, partial(_python if n.endswith(".py") else _yaml, n)) for n in DETECTRON2]
+    found = [Entry(n, partial(_python if n.endswith(".py") else _yaml, n)) for n in ZOO["detectron2"]]
     found += [Entry(n, partial(_ours, *pairs)) for n, pairs in ADELAIDET.items()]
     for label, (build, size) in LIBRARIES.items():
-        found.append(Entry(label, build, partial(pictures, size)))
+        found.append(Entry(label, build, partial(noise_image, size)))
     return {entry.name: entry for entry in found}
 
 

@@ -31,7 +31,7 @@ PREDICTORS = (
 
 
 def try_torch_pruning(entry: Entry) -> str:
-    """What comes of MagnitudePruner on a fresh model: "ok", or the step that failed and how."""
+    """Say what comes of MagnitudePruner on a fresh model: "ok", or the step that failed and how."""
     torch.manual_seed(0)
     model = entry.build().eval()
     for what, step in (("prune", _prune), ("run", run), ("train", train)):

@@ -19,8 +19,11 @@ from d2prune.adapters import TraceInput
 from d2prune.adapters.base import flatten
 from d2prune.benchmarks.entries import Entry
 from d2prune.checkpoint.api import load, save
+from d2prune.core.plan.limits import limits_of
+from d2prune.core.types import Request
 from d2prune.errors import PruneError
-from d2prune.pruning import prune
+from d2prune.pruning import find_groups, measure_model, prune
+from d2prune.recipes.modules import smallest
 
 OK = "ok"
 SIZE = (256, 320)
@@ -59,12 +62,12 @@ class Row:
 
     @property
     def green(self) -> bool:
-        """Pruned, exact, and works in every way."""
+        """Whether it is pruned, exact, and works in every way."""
         return self.exact and self.runs == self.trains == self.reloads == OK
 
 
 def measure_entry(entry: Entry, amount: float = 0.5) -> Row:
-    """Prunes a fresh model of ``entry``; what can't be built or pruned is a row with the reason."""
+    """Prune a fresh model of ``entry``; what can't be built or pruned is a row with the reason."""
     row = Row(entry.name)
     torch.manual_seed(0)
     try:
@@ -87,7 +90,7 @@ def measure_entry(entry: Entry, amount: float = 0.5) -> Row:
 
 
 def lively(model: nn.Module) -> nn.Module:
-    """Draws what starts at zero, or nearly (layer scales, last norms): else the control could not fail."""
+    """Draw what starts at zero, or nearly (layer scales, last norms): else the control could not fail."""
     for parameter in model.parameters():
         if parameter.abs().max() < 1e-3:
             nn.init.normal_(parameter, std=0.1)
@@ -99,15 +102,22 @@ def _pruned(entry: Entry, model: nn.Module, amount: float) -> Any:
     inputs = entry.inputs() if entry.inputs else None
     try:
         return prune(model, amount, example_inputs=inputs)
-    except PruneError as error:
-        most = str(error).partition("can't be reached: at most ")[2].partition(" ")[0]
-        if not most:
+    except PruneError:
+        most = _most(model, TraceInput(model, inputs))
+        if not 0 < most <= amount:
             raise
-        return prune(model, 0.9 * float(most), example_inputs=inputs)
+        return prune(model, 0.9 * most, example_inputs=inputs)
+
+
+def _most(model: nn.Module, trace_input: TraceInput) -> float:
+    """Return the largest fraction of the MACs that a prune can remove."""
+    groups, costs = find_groups(model, trace_input), measure_model(model, trace_input)
+    left = costs.total("macs", smallest(groups, limits_of(groups, Request(), ()), costs))
+    return 1 - left / costs.totals.macs
 
 
 def attempt(step: Callable[[], None]) -> str:
-    """OK, or the first line of what was raised."""
+    """Return OK, or the first line of what was raised."""
     try:
         step()
     except Exception as error:  # a row says what went wrong, whatever it is
@@ -116,13 +126,13 @@ def attempt(step: Callable[[], None]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An exception in a table's cell."""
+    """Show an exception in a table's cell."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:100] if text else ''}"
 
 
 def run(entry: Entry, model: nn.Module) -> None:
-    """Inference on one image, its usual way."""
+    """Run inference on one image, its usual way."""
     with torch.no_grad():
         if entry.inputs is not None:
             model.eval()(entry.inputs())
@@ -131,7 +141,7 @@ def run(entry: Entry, model: nn.Module) -> None:
 
 
 def train(entry: Entry, model: nn.Module) -> None:
-    """One backward pass; every loss must be finite."""
+    """Run one backward pass; every loss must be finite."""
     model.train()
     with EventStorage():
         if entry.inputs is not None:

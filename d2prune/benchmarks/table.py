@@ -13,7 +13,7 @@ HEAD = (
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """One line an architecture; what went wrong in its own words."""
+    """Return one line an architecture; what went wrong in its own words."""
     lines = [HEAD, tuple("---" for _ in HEAD), *(_cells(row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from .prune import add_missing
+
 
 def add_lsknet_config(cfg: CfgNode) -> None:
-    """Adds MODEL.LSKNET to a CfgNode; values that are set already stay."""
+    """Add MODEL.LSKNET to a CfgNode; values that are set already stay."""
     keys = CfgNode()
     # Channels of each stage's output.
     keys.EMBED_DIMS = [64, 128, 320, 512]
@@ -23,6 +25,4 @@ def add_lsknet_config(cfg: CfgNode) -> None:
     keys.NORM = "SyncBN"
     # Any of stage1 to stage4 (strides 4, 8, 16, 32).
     keys.OUT_FEATURES = ["stage1", "stage2", "stage3", "stage4"]
-    node = cfg.MODEL.setdefault("LSKNET", CfgNode())
-    for name, value in keys.items():
-        node.setdefault(name, value)
+    add_missing(cfg.MODEL, {"LSKNET": keys})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from detectron2.config import CfgNode
 
 
 def add_prune_config(cfg: CfgNode) -> None:
-    """Adds the pruning keys to any CfgNode, Detectron2's or AdelaiDet's; values set before stay."""
+    """Add the pruning keys to any CfgNode, Detectron2's or AdelaiDet's; values set before stay."""
     keys = CfgNode()
     # Prune MODEL.WEIGHTS, prove, evaluate, save; then stop, unless MODEL.FINETUNE is also on.
     keys.PRUNE = False
@@ -50,12 +53,13 @@ def add_prune_config(cfg: CfgNode) -> None:
     keys.PRUNING.SPEC = ""
     # ... and the META_ARCHITECTURE that was pruned.
     keys.PRUNING.BASE = ""
-    _add_missing(cfg.MODEL, keys)
+    add_missing(cfg.MODEL, keys)
 
 
-def _add_missing(cfg: CfgNode, keys: CfgNode) -> None:
-    for name, value in keys.items():
-        if name not in cfg:
-            cfg[name] = value
-        elif isinstance(value, CfgNode):
-            _add_missing(cfg[name], value)
+def add_missing(node: CfgNode, defaults: Mapping[str, Any]) -> None:
+    """Add the keys that ``node`` lacks, at every depth; keys that are there keep their values."""
+    for key, value in defaults.items():
+        if key not in node:
+            node[key] = CfgNode(value) if isinstance(value, dict) else value
+        elif isinstance(value, dict):
+            add_missing(node[key], value)

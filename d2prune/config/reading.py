@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_config(cfg: CfgNode, file: str, opts: Sequence[str] = (), imports: Sequence[str] = ()) -> CfgNode:
-    """Merges a YAML file and options into ``cfg``, and freezes it.
+    """Merge a YAML file and options into ``cfg``, and freeze it.
 
     Args:
         cfg: a fresh config that has all keys (:func:`d2prune.get_cfg`).
@@ -48,7 +48,7 @@ def _follow_move(cfg: CfgNode, file: str) -> None:
 
 
 def found_beside(file: str, path: str) -> str:
-    """``path``, or if it is gone one of its name beside ``file``: a pruned model's folder may have moved."""
+    """Return ``path``, or one of its name beside ``file``, where a pruned model's folder was moved."""
     beside = os.path.join(os.path.dirname(os.path.abspath(file)), os.path.basename(path))
     if not path or os.path.isfile(path) or not os.path.isfile(beside):
         return path
@@ -57,7 +57,7 @@ def found_beside(file: str, path: str) -> str:
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Imports what ``--import`` names.
+    """Import what ``--import`` names.
 
     Raises:
         PruneError: if a module, or what it imports, is not found.

@@ -17,7 +17,7 @@ CROP_TYPES = ("relative_range", "relative", "absolute", "absolute_range")
 
 
 def optional_key(cfg: CfgNode, key: str, default: Any) -> Any:
-    """Value of a dotted config key, or ``default`` where a plain Detectron2 config lacks it."""
+    """Return the value of a dotted config key, or ``default`` where a plain Detectron2 config lacks it."""
     node: Any = cfg
     for part in key.split("."):
         if part not in node:
@@ -27,7 +27,7 @@ def optional_key(cfg: CfgNode, key: str, default: Any) -> Any:
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Rotation and crop (training, where asked for), then resize, then flip.
+    """Build rotation and crop (training, where asked for), then resize, then flip.
 
     Reads INPUT.MIN_SIZE_*, MAX_SIZE_* and RANDOM_FLIP as Detectron2 does, and AdelaiDet's
     INPUT.HFLIP_TRAIN (False: no horizontal flip whatever RANDOM_FLIP says), INPUT.IS_ROTATE
@@ -99,7 +99,7 @@ class InstanceCrop(T.RandomCrop):
 
 
 def enlarge_window(window: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """The smallest window (4,) around ``window`` that cuts none of ``boxes`` (N, 4), all XYXY."""
+    """Return the smallest window (4,) around ``window`` that cuts none of ``boxes`` (N, 4), all XYXY."""
     while True:
         touching = (boxes[:, :2] < window[2:]).all(axis=1) & (boxes[:, 2:] > window[:2]).all(axis=1)
         inside = np.vstack([boxes[touching], window])

@@ -16,7 +16,7 @@ DATASET_NAMES = ("digits_train", "digits_val", "digits_val_mini")
 
 
 def default_root() -> str:
-    """Where the set is expected: ``$DETECTRON2_DATASETS/digits``, or ``datasets/digits``."""
+    """Say where the set is expected: ``$DETECTRON2_DATASETS/digits``, or ``datasets/digits``."""
     return os.path.join(os.getenv("DETECTRON2_DATASETS") or "datasets", "digits")
 
 

@@ -37,7 +37,7 @@ SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DigitsRecipe:
     """What decides every byte of the set: numbers of scenes, seed and version of the recipe."""
 
     train: int = 5000
@@ -56,7 +56,7 @@ class DigitsReport:
     """Outcome of :func:`make_digits`; ``reused`` tells a set found from a set made."""
 
     root: Path
-    recipe: Recipe
+    recipe: DigitsRecipe
     reused: bool
     seconds: float
 
@@ -67,7 +67,7 @@ class DigitsReport:
 
 
 def make_digits(
-    output: str | os.PathLike[str], recipe: Recipe | None = None, processes: int | None = None
+    output: str | os.PathLike[str], recipe: DigitsRecipe | None = None, processes: int | None = None
 ) -> DigitsReport:
     """Make the data set in ``output``, or reuse the one there if it is whole and alike.
 
@@ -83,7 +83,7 @@ def make_digits(
         PruneError: ``output`` holds something else, or a source package is missing.
     """
     start = time.perf_counter()
-    root, recipe = Path(output), recipe or Recipe()
+    root, recipe = Path(output), recipe or DigitsRecipe()
     workers = _worker_count(processes, recipe)
     reused = _is_complete(root, recipe)
     if not reused:
@@ -94,7 +94,7 @@ def make_digits(
     return DigitsReport(root, recipe, reused, time.perf_counter() - start)
 
 
-def _worker_count(processes: int | None, recipe: Recipe) -> int:
+def _worker_count(processes: int | None, recipe: DigitsRecipe) -> int:
     if processes is None:
         # Starting a process costs seconds (it imports torch); small sets are quicker without.
         return min(os.cpu_count() or 1, 8) if recipe.train + recipe.val > 1000 else 1
@@ -103,7 +103,7 @@ def _worker_count(processes: int | None, recipe: Recipe) -> int:
     return processes
 
 
-def _is_complete(root: Path, recipe: Recipe) -> bool:
+def _is_complete(root: Path, recipe: DigitsRecipe) -> bool:
     """Whether ``root`` holds the whole set of this recipe."""
     names = [RECIPE_FILE, *(f"digits_{name}.json" for name in (*SPLITS, "val_mini"))]
     if not all((root / name).is_file() for name in names):
@@ -114,7 +114,7 @@ def _is_complete(root: Path, recipe: Recipe) -> bool:
     return all(len(list((images / split).glob("*.jpg"))) == getattr(recipe, split) for split in SPLITS)
 
 
-def _require_free(root: Path, recipe: Recipe) -> None:
+def _require_free(root: Path, recipe: DigitsRecipe) -> None:
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         found = root / RECIPE_FILE
         there = found.read_text() if found.is_file() else "files that are no digits data set"
@@ -136,7 +136,7 @@ def _building_folder(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _publish(folder: Path, root: Path, recipe: Recipe) -> None:
+def _publish(folder: Path, root: Path, recipe: DigitsRecipe) -> None:
     try:
         folder.rename(root)
     except OSError as error:
@@ -144,7 +144,7 @@ def _publish(folder: Path, root: Path, recipe: Recipe) -> None:
             raise PruneError(f"cannot rename the finished set to --output {root}: {error}") from error
 
 
-def _fill(folder: Path, recipe: Recipe, workers: int) -> None:
+def _fill(folder: Path, recipe: DigitsRecipe, workers: int) -> None:
     for load in (partial(load_digits, "train"), load_photographs):
         load()  # a missing package is reported here, before any worker starts
     with _mapper(workers) as mapper:

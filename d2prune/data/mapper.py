@@ -120,7 +120,7 @@ def _boxes(sample: dict[str, Any]) -> np.ndarray:
 
 
 def basis_sem_file(file_name: str) -> str:
-    """Where AdelaiDet keeps an image's offline basis target: its npz file with the array "mask"."""
+    """Say where AdelaiDet keeps an image's offline basis target: its npz file with the array "mask"."""
     stem, _ = os.path.splitext(file_name.replace("train2017", "thing_train2017"))
     return stem + ".npz"
 

@@ -50,7 +50,7 @@ def compose_scene(rng: np.random.Generator, digits: DigitPool, photographs: tupl
     """Draw a scene of 1-4 digits; everything random comes from ``rng``.
 
     Digits lie on each other in list order, the last one on top. A digit of which less than a
-    quarter would stay visible is left out of the picture altogether, so nothing unlabelled shows.
+    quarter would stay visible is left out of the image altogether, so nothing unlabelled shows.
     """
     canvas = _background(rng, photographs)
     layers: list[_Layer] = []
@@ -68,7 +68,7 @@ def compose_scene(rng: np.random.Generator, digits: DigitPool, photographs: tupl
 
 
 def visible_layers(masks: list[np.ndarray]) -> list[tuple[int, np.ndarray]]:
-    """Index and visible part of every mask (H, W) that stays visible enough, bottom to top.
+    """Return index and visible part of every mask (H, W) that stays visible enough, bottom to top.
 
     Seen from the top: a mask left out does not cover those below it. The top one always stays.
     """

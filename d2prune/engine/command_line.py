@@ -13,7 +13,7 @@ from d2prune.errors import PruneError
 
 
 def run_command(main: Callable[[Namespace], object], parser: ArgumentParser | None = None) -> None:
-    """Parses the command line and runs ``main(args)`` on every rank; a PruneError is one line.
+    """Parse the command line and run ``main(args)`` on every rank; a PruneError is one line.
 
     Args:
         main: what to run.

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from d2prune.checkpoint import build_from_cfg, unpruned_cfg
-from d2prune.report import record
+from d2prune.engine import outputs
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -20,23 +20,23 @@ class ConfigFormat:
     """Detectron2's YAML configs; LazyConfigs are a subclass. Settings come as a CfgNode from both."""
 
     def write_pruned(self, cfg: CfgNode, folder: str, weights: str) -> str:
-        """Writes the pruned model's config to ``folder``, and returns its path."""
-        return record.write_pruned_config(cfg, folder, weights)
+        """Write the pruned model's config to ``folder``, and return its path."""
+        return outputs.write_pruned_config(cfg, folder, weights)
 
     def instantiate(self, cfg: CfgNode) -> nn.Module:
-        """The model of ``cfg``, without weights, on its device."""
+        """Return the model of ``cfg``, without weights, on its device."""
         return build_model(cfg)
 
     def build(self, cfg: CfgNode) -> nn.Module:
-        """The model with the weights of ``cfg``, pruned or not as these are, in eval mode."""
+        """Return the model with the weights of ``cfg``, pruned or not as these are, in eval mode."""
         return build_from_cfg(unpruned_cfg(cfg), self.instantiate)
 
     def mapper(self, cfg: CfgNode) -> Mapper:
-        """Turns records of DATASETS.TEST into the model's inputs."""
+        """Turn records of DATASETS.TEST into the model's inputs."""
         return DatasetMapper(cfg, is_train=False)
 
     def thawed(self, cfg: CfgNode) -> str:
-        """Which keys fine-tuning ignores when it trains what was frozen, and which one keeps it frozen."""
+        """Name the keys that fine-tuning ignores where it trains what was frozen, and the one to keep it."""
         norm, freeze_at = cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT
         return (
             f"RESNETS.NORM {norm}, BACKBONE.FREEZE_AT {freeze_at} are ignored; "
@@ -44,8 +44,8 @@ class ConfigFormat:
         )
 
     def next_command(self, weights: str) -> str:
-        """The command that fine-tunes ``weights``."""
-        return record.next_command(weights)
+        """Return the command that fine-tunes ``weights``."""
+        return outputs.next_command(weights)
 
 
 YAML = ConfigFormat()

@@ -1,4 +1,4 @@
-"""Detections of the masked and the pruned model on real pictures, end to end in float32.
+"""Detections of the masked and the pruned model on real images, end to end in float32.
 
 The proof stops at dense outputs, before top-k and NMS, where rounding may swap what is nearly equal.
 This says how far that reaches: detections are matched by class and IoU.
@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from detectron2.structures import Instances, pairwise_iou
+from detectron2.structures import Instances
 from torch import nn
 
 from d2prune.core.cut.surgery import mask
 from d2prune.errors import PruneError
 from d2prune.pruning import PruneResult
+from d2prune.report.matching import match
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two models' detections compare, over all pictures.
+    """How two models' detections compare, over all images.
 
     Attributes:
         masked: number of detections of the masked model.
@@ -51,7 +52,7 @@ class Agreement:
 def compare_detections(
     model: nn.Module, result: PruneResult[Any], inputs: Sequence[Mapping[str, Any]], iou: float = 0.95
 ) -> Agreement:
-    """Runs both models on ``inputs`` as Detectron2 does.
+    """Run both models on ``inputs`` as Detectron2 does.
 
     Args:
         model: the one that was pruned.
@@ -65,7 +66,7 @@ def compare_detections(
     masked = mask(copy.deepcopy(model).float(), result.step, result.plan).eval()
     pruned = copy.deepcopy(result.model).float().eval()
     pairs = zip(_instances(masked, inputs), _instances(pruned, inputs), strict=True)
-    parts = [_match(one, two, iou) for one, two in pairs]
+    parts = [_agreement(one, two, iou) for one, two in pairs]
     return Agreement(
         sum(part.masked for part in parts),
         sum(part.pruned for part in parts),
@@ -82,14 +83,6 @@ def _instances(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> list[In
     return [output["instances"] for output in outputs]
 
 
-def _match(one: Instances, two: Instances, iou: float) -> Agreement:
-    """Greedily, the best overlaps first."""
-    overlap = pairwise_iou(one.pred_boxes, two.pred_boxes)
-    overlap = overlap * (one.pred_classes[:, None] == two.pred_classes[None])
-    scores: list[float] = []
-    while overlap.numel() and overlap.max() >= iou:
-        best = int(overlap.argmax())
-        i, j = divmod(best, overlap.shape[1])
-        scores.append(abs(float(one.scores[i]) - float(two.scores[j])))
-        overlap[i] = overlap[:, j] = 0
+def _agreement(one: Instances, two: Instances, iou: float) -> Agreement:
+    scores = [abs(float(one.scores[i]) - float(two.scores[j])) for i, j in match(one, two, iou)]
     return Agreement(len(one), len(two), len(scores), max(scores, default=0.0))

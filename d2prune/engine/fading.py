@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def fading(cfg: CfgNode) -> list[HookBase]:
-    """The hooks that FADE asks for in a training by ``cfg``: none, or one.
+    """Return the hooks that FADE asks for in a training by ``cfg``: none, or one.
 
     Raises:
         PruneError: for a FADE that is no fraction.
@@ -30,7 +30,8 @@ def fading(cfg: CfgNode) -> list[HookBase]:
     left = cfg.MODEL.PRUNING.FADE
     if not 0 <= left < 1:
         raise PruneError(
-            f"MODEL.PRUNING.FADE is {left}; expected 0 (off) or the fraction that is left, 0 < FADE < 1"
+            f"MODEL.PRUNING.FADE is {left}; expected 0 (off) or the fraction that is left, 0 < FADE < 1",
+            keys=("MODEL.PRUNING.FADE", "FADE"),
         )
     if left and cfg.MODEL.FINETUNE:
         logger.info("FADE %g is for the training before MODEL.PRUNE: fine-tuning goes without", left)
@@ -57,7 +58,7 @@ class Fade(HookBase):
         self._fading: list[tuple[nn.Parameter, Tensor]] = []
 
     def before_train(self) -> None:
-        """Chooses what goes, unless a checkpoint has said so.
+        """Choose what goes, unless a checkpoint has said so.
 
         Raises:
             PruneError: if the model can't be pruned so, or the optimizer trains nothing of what goes.
@@ -71,7 +72,10 @@ class Fade(HookBase):
         marks = removed_by(model, self._spec)
         self._fading = [(named[name], mark) for name, mark in marks.items() if id(named[name]) in trained]
         if not self._fading:
-            raise PruneError("MODEL.PRUNING.FADE: the optimizer trains no layer that MODEL.PRUNE would cut")
+            raise PruneError(
+                "MODEL.PRUNING.FADE: the optimizer trains no layer that MODEL.PRUNE would cut",
+                keys=("MODEL.PRUNING.FADE", "MODEL.PRUNE"),
+            )
         logger.info(
             "FADE: %d of %d weights fade to %g in %d iterations",
             sum(int(mark.sum()) for _, mark in self._fading), sum(p.numel() for p in named.values()),
@@ -84,15 +88,15 @@ class Fade(HookBase):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Takes this step's share off what goes."""
+        """Take this step's share off what goes."""
         share = 1 - self._cfg.MODEL.PRUNING.FADE ** (1 / self.trainer.max_iter)
         for parameter, mark in self._fading:
             parameter.addcmul_(parameter, mark, value=-share)
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes, for checkpoints."""
+        """Return what goes, for checkpoints."""
         return {} if self._spec is None else {"spec": self._spec.to_json()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes what :meth:`state_dict` gave."""
+        """Take what :meth:`state_dict` gave."""
         self._spec = PruneSpec.from_json(state["spec"])

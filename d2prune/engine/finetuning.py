@@ -15,20 +15,27 @@ from torch import nn
 from d2prune.checkpoint import spec_of_file, unpruned_cfg
 from d2prune.checkpoint.refusals import no_spec
 from d2prune.engine.config_format import YAML, ConfigFormat
+from d2prune.engine.outputs import write_spec
 from d2prune.engine.publish import publish
 from d2prune.engine.settings import FINAL_FILE, PRUNED_FILE, trace_input_from_cfg
 from d2prune.errors import PruneError
-from d2prune.files import atomic_write
 from d2prune.modeling.unfuse import thaw
 from d2prune.pruning import measure_model
 from d2prune.rebuild import spec_of_model
-from d2prune.report import record
+from d2prune.report.record import (
+    CONTROL,
+    FINE_TUNED,
+    REPORT_FILE,
+    Report,
+    read_report_json,
+    stage_of,
+)
 
 logger = logging.getLogger(__name__)
 
 
 def last_checkpoint(cfg: CfgNode) -> str:
-    """Path of the checkpoint that OUTPUT_DIR/last_checkpoint names; empty if there is none."""
+    """Return the path of the checkpoint that OUTPUT_DIR/last_checkpoint names; empty if there is none."""
     tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
     if not tag.is_file():
         return ""
@@ -37,18 +44,18 @@ def last_checkpoint(cfg: CfgNode) -> str:
 
 
 def has_pruned_run(cfg: CfgNode) -> bool:
-    """True if OUTPUT_DIR's last checkpoint is of a pruned model."""
+    """Return whether OUTPUT_DIR's last checkpoint is of a pruned model."""
     last = last_checkpoint(cfg)
     return bool(last) and spec_of_file(last) is not None
 
 
 def deciding_checkpoint(cfg: CfgNode) -> str:
-    """The file whose spec the model is built by: the run to resume where there is one, or WEIGHTS."""
+    """Return the file whose spec the model is built by: the run to resume where there is one, or WEIGHTS."""
     return last_checkpoint(cfg) if has_pruned_run(cfg) else cfg.MODEL.WEIGHTS
 
 
 def after_prune(cfg: CfgNode) -> CfgNode:
-    """The config that fine-tunes what MODEL.PRUNE has just saved."""
+    """Return the config that fine-tunes what MODEL.PRUNE has just saved."""
     out = unpruned_cfg(cfg).clone()  # a pruned.yaml's SPEC is not the one that it was pruned to now
     out.defrost()
     out.MODEL.PRUNE = False
@@ -75,7 +82,8 @@ def check_output_dir(cfg: CfgNode, resume: bool, found_prune: bool = False) -> b
         if not resume:
             raise PruneError(
                 f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' holds another run ({os.path.basename(last)}); "
-                "pass --resume to continue it, or set OUTPUT_DIR to another folder"
+                "pass --resume to continue it, or set OUTPUT_DIR to another folder",
+                keys=("OUTPUT_DIR",),
             )
         return True
     refuse_to_lose_result(cfg)
@@ -86,12 +94,13 @@ def check_output_dir(cfg: CfgNode, resume: bool, found_prune: bool = False) -> b
 
 
 def refuse_to_lose_result(cfg: CfgNode) -> None:
-    """Raises PruneError if OUTPUT_DIR holds a fine-tuned model, whose spec and report are there, too."""
+    """Raise PruneError if OUTPUT_DIR holds a fine-tuned model, whose spec and report are there, too."""
     final = os.path.join(cfg.OUTPUT_DIR, FINAL_FILE)
     if os.path.isfile(final) and spec_of_file(final) is not None:
         raise PruneError(
             f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' holds another run's result ({FINAL_FILE}, of a pruned "
-            "model), which would be lost; set OUTPUT_DIR to another folder"
+            "model), which would be lost; set OUTPUT_DIR to another folder",
+            keys=("OUTPUT_DIR",),
         )
 
 
@@ -100,7 +109,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _set_aside(final: Path) -> None:
-    """Renames the unpruned model_final.pth that fine-tuning would replace, to a name not yet taken."""
+    """Rename the unpruned model_final.pth that fine-tuning would replace, to a name not yet taken."""
     if final.is_file():
         aside, number = final.with_name("model_final_unpruned.pth"), 1
         while aside.exists():
@@ -110,8 +119,8 @@ def _set_aside(final: Path) -> None:
         logger.warning("'%s' is of an unpruned model: renamed to '%s'", final, aside.name)
 
 
-def prepare(cfg: CfgNode, model: nn.Module, weights: str, kind: ConfigFormat = YAML) -> nn.Module:
-    """Checks that the model is a pruned one, thaws it unless told otherwise, and says what trains.
+def prepare(cfg: CfgNode, model: nn.Module, weights: str, config_format: ConfigFormat = YAML) -> nn.Module:
+    """Check that the model is a pruned one, thaw it unless told otherwise, and say what trains.
 
     Raises:
         PruneError: if ``weights`` holds no spec.
@@ -128,7 +137,7 @@ def prepare(cfg: CfgNode, model: nn.Module, weights: str, kind: ConfigFormat = Y
         if thawed or frozen:
             logger.info(
                 "fine-tuning trains %d FrozenBatchNorm2d as BatchNorm2d and %d frozen parameters (%s)",
-                len(thawed), len(frozen), kind.thawed(cfg),
+                len(thawed), len(frozen), config_format.thawed(cfg),
             )  # fmt: skip
     norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     logger.info(
@@ -140,9 +149,13 @@ def prepare(cfg: CfgNode, model: nn.Module, weights: str, kind: ConfigFormat = Y
 
 
 def finish(
-    cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], iterations: int, kind: ConfigFormat = YAML
+    cfg: CfgNode,
+    model: nn.Module,
+    results: Mapping[str, Any],
+    iterations: int,
+    config_format: ConfigFormat = YAML,
 ) -> None:
-    """Writes spec, pruned config and the report for the fine-tuned model; on the first rank only."""
+    """Write spec, pruned config and the report for the fine-tuned model; on the first rank only."""
     if not comm.is_main_process():
         return
     spec = spec_of_model(model)
@@ -150,19 +163,18 @@ def finish(
         logger.warning("the model came from a struct without a spec: no pruned config and no report")
         return
     weights = os.path.join(cfg.OUTPUT_DIR, FINAL_FILE)
-    with atomic_write(os.path.join(cfg.OUTPUT_DIR, record.SPEC_FILE)) as file:
-        file.write(spec.to_json())
-    path = kind.write_pruned(cfg, cfg.OUTPUT_DIR, weights)
+    write_spec(spec, cfg.OUTPUT_DIR)
+    path = config_format.write_pruned(cfg, cfg.OUTPUT_DIR, weights)
     logger.info("'%s' now names the fine-tuned weights", path)
-    report = record.read_report_json(os.path.dirname(cfg.MODEL.WEIGHTS))
+    report = read_report_json(os.path.dirname(cfg.MODEL.WEIGHTS))
     if report is None:
-        logger.warning("no %s beside '%s': no report", record.REPORT_FILE, cfg.MODEL.WEIGHTS)
+        logger.warning("no %s beside '%s': no report", REPORT_FILE, cfg.MODEL.WEIGHTS)
         return
-    _add_row(cfg, report, "fine-tuned", model, results, weights, iterations, kind)
+    _add_row(cfg, report, FINE_TUNED, model, results, weights, iterations, config_format)
 
 
 def add_control(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], folder: str) -> None:
-    """Adds the unpruned baseline, trained for as long as the fine-tuning, to a report.
+    """Add the unpruned baseline, trained for as long as the fine-tuning, to a report.
 
     Without it, fine-tuning an undertrained baseline looks like a success of pruning.
 
@@ -175,40 +187,39 @@ def add_control(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], fold
     Raises:
         PruneError: if there is no report.
     """
-    report = record.read_report_json(folder)
+    report = read_report_json(folder)
     if report is None:
-        raise PruneError(f"'{folder}' holds no {record.REPORT_FILE}: prune first with MODEL.PRUNE True")
+        raise PruneError(f"'{folder}' holds no {REPORT_FILE}: prune first with MODEL.PRUNE True")
     weights = os.path.join(cfg.OUTPUT_DIR, FINAL_FILE)
     there = cfg.clone()
     there.defrost()
     there.OUTPUT_DIR = folder
-    _add_row(there, report, "continued baseline", model, results, weights, cfg.SOLVER.MAX_ITER)
+    _add_row(there, report, CONTROL, model, results, weights, cfg.SOLVER.MAX_ITER)
 
 
 def _add_row(
     cfg: CfgNode,
-    report: record.Report,
+    report: Report,
     name: str,
     model: nn.Module,
     results: Mapping[str, Any],
     weights: str,
     iterations: int,
-    kind: ConfigFormat = YAML,
+    config_format: ConfigFormat = YAML,
 ) -> None:
-    """Adds a stage, or replaces the one of that name, and publishes the report in OUTPUT_DIR."""
+    """Add a stage, or replace the one of that name, and publish the report in OUTPUT_DIR."""
     totals = measure_model(model, trace_input_from_cfg(cfg, model)).totals
-    row = record.stage(name, vars(totals), results, weights, iterations)
-    report["stages"] = [s for s in report["stages"] if s["name"] != name] + [row]
-    publish(cfg, report, {**_earlier(cfg, report, name, kind), name: model}, kind)
+    report = report.with_stage(stage_of(name, totals, results, weights, iterations))
+    publish(cfg, report, {**_earlier(cfg, report, name, config_format), name: model}, config_format)
 
 
-def _earlier(cfg: CfgNode, report: record.Report, name: str, kind: ConfigFormat) -> dict[str, nn.Module]:
-    """The other stages' models, for timing and pictures, where their files still exist."""
+def _earlier(cfg: CfgNode, report: Report, name: str, config_format: ConfigFormat) -> dict[str, nn.Module]:
+    """The other stages' models, for timing and images, where their files still exist."""
     models = {}
-    for row in report["stages"]:
-        if row["name"] != name and os.path.isfile(row["weights"]):
-            stage = cfg.clone()
-            stage.defrost()
-            stage.MODEL.WEIGHTS, stage.MODEL.FINETUNE = row["weights"], False
-            models[row["name"]] = kind.build(stage)
+    for stage in report.stages:
+        if stage.name != name and os.path.isfile(stage.weights):
+            earlier = cfg.clone()
+            earlier.defrost()
+            earlier.MODEL.WEIGHTS, earlier.MODEL.FINETUNE = stage.weights, False
+            models[stage.name] = config_format.build(earlier)
     return models

@@ -13,7 +13,7 @@ from d2prune.errors import PruneError
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Detectron2's SGD, or AdamW with the same per-parameter settings, by SOLVER.OPTIMIZER.
+    """Build Detectron2's SGD, or AdamW with the same per-parameter settings, by SOLVER.OPTIMIZER.
 
     Raises:
         PruneError: for any other name.

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
@@ -19,6 +20,7 @@ from d2prune.core.cut.spec import PruneSpec
 from d2prune.engine import finetuning
 from d2prune.engine.config_format import YAML, ConfigFormat
 from d2prune.engine.detections import compare_detections
+from d2prune.engine.outputs import write_spec
 from d2prune.engine.publish import IMAGES, publish
 from d2prune.engine.settings import (
     PRUNED_FILE,
@@ -28,19 +30,26 @@ from d2prune.engine.settings import (
     trace_input_from_cfg,
 )
 from d2prune.errors import PruneError
-from d2prune.files import atomic_write
 from d2prune.pruning import PruneResult, prune_model
 from d2prune.rebuild import prune_further
-from d2prune.report import record
+from d2prune.report.record import (
+    BASELINE,
+    PRUNED,
+    Detections,
+    Report,
+    report_of,
+    stage_of,
+    write_report_json,
+)
 
 logger = logging.getLogger(__name__)
 Test = Callable[[CfgNode, nn.Module], Mapping[str, Any]]
 
 
 def run_prune(
-    cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test, kind: ConfigFormat = YAML
+    cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test, config_format: ConfigFormat = YAML
 ) -> Mapping[str, Any]:
-    """Prunes MODEL.WEIGHTS into OUTPUT_DIR and evaluates both models.
+    """Prune MODEL.WEIGHTS into OUTPUT_DIR and evaluate both models.
 
     With several ranks the first plans and proves; the others are sent its spec.
 
@@ -48,7 +57,7 @@ def run_prune(
         cfg: with MODEL.PRUNE on.
         build: builds the model to prune, without weights.
         test: evaluates a model on DATASETS.TEST, on all ranks; empty if there is no evaluator.
-        kind: of the configuration that ``cfg`` is of.
+        config_format: of the configuration that ``cfg`` is of.
 
     Returns:
         The pruned model's evaluation results.
@@ -64,19 +73,22 @@ def run_prune(
     result, pruned = _prune_on_first_rank(cfg, model)
     report = None
     if result is not None:
-        report = _save(cfg, model, result, kind)
+        report = _save(cfg, model, result, config_format)
     comm.synchronize()
     before, after = test(cfg, model), test(cfg, pruned)
     if report is not None:
         if result is not None and result.proof is not None and before and cfg.DATASETS.TEST:
-            report["detections"] = _compared(cfg, model, result, kind)
-        _finish(cfg, report, {"baseline": (model, before), "pruned": (pruned, after)}, kind)
+            found = _compared(cfg, model, result, config_format)
+            report = dataclasses.replace(report, detections=found)
+        _finish(cfg, report, {BASELINE: (model, before), PRUNED: (pruned, after)}, config_format)
     comm.synchronize()
     return after
 
 
 def _prune_on_first_rank(cfg: CfgNode, model: nn.Module) -> tuple[PruneResult[nn.Module] | None, nn.Module]:
-    result, failed, reason, text = None, None, "", ""
+    result: PruneResult[nn.Module] | None = None
+    failed: Exception | None = None
+    told, text = None, ""
     if comm.is_main_process():
         try:
             prove = cfg.MODEL.PRUNING.VERIFY
@@ -84,58 +96,54 @@ def _prune_on_first_rank(cfg: CfgNode, model: nn.Module) -> tuple[PruneResult[nn
             text = result.step.to_json()
         except Exception as error:  # whatever it is, the other ranks wait to be told
             failed = error
-            reason = str(error) if isinstance(error, PruneError) else f"pruning failed: {error!r}"
-    reason, text = comm.all_gather((reason, text))[0]
-    if failed is not None:
-        raise failed
-    if reason:
-        raise PruneError(reason)
+            told = error if isinstance(error, PruneError) else PruneError(f"pruning failed: {error!r}")
+    told, text = comm.all_gather((told, text))[0]
+    if told is not None:
+        raise failed or told
     if result is not None:
         return result, result.model
     return None, prune_further(copy.deepcopy(model), PruneSpec.from_json(text))
 
 
 def _save(
-    cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], kind: ConfigFormat
-) -> record.Report:
+    cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], config_format: ConfigFormat
+) -> Report:
     folder = cfg.OUTPUT_DIR
     os.makedirs(folder, exist_ok=True)
     checkpointer = PruningCheckpointer(result.model, folder)
     checkpointer.save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
     checkpointer.save(PRUNED_FILE.removesuffix(".pth"), iteration=0)
-    with atomic_write(os.path.join(folder, record.SPEC_FILE)) as file:
-        file.write(result.spec.to_json())
-    kind.write_pruned(cfg, folder, os.path.join(folder, PRUNED_FILE))
-    report = record.report_of(result, cfg, input_size(cfg, model))
-    record.write_report_json(report, folder)
+    write_spec(result.spec, folder)
+    config_format.write_pruned(cfg, folder, os.path.join(folder, PRUNED_FILE))
+    report = report_of(result, input_size(cfg, model), torch.device(cfg.MODEL.DEVICE))
+    write_report_json(report, folder)
     return report
 
 
 def _compared(
-    cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], kind: ConfigFormat
-) -> dict[str, Any] | None:
+    cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], config_format: ConfigFormat
+) -> Detections | None:
     """Detections of the masked and the pruned model on the first test images; None without instances."""
-    entries, mapper = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:IMAGES], kind.mapper(cfg)
+    entries, mapper = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:IMAGES], config_format.mapper(cfg)
     try:
         agreement = compare_detections(model, result, [mapper(entry) for entry in entries])
     except PruneError as error:
         logger.info("detections are not compared: %s", error)
         return None
-    return {**dataclasses.asdict(agreement), "images": len(entries)}
+    return Detections(**dataclasses.asdict(agreement), images=len(entries))
 
 
 def _finish(
     cfg: CfgNode,
-    report: record.Report,
+    report: Report,
     evaluated: Mapping[str, tuple[nn.Module, Mapping[str, Any]]],
-    kind: ConfigFormat,
+    config_format: ConfigFormat,
 ) -> None:
     weights = os.path.join(cfg.OUTPUT_DIR, PRUNED_FILE)
-    files = {"baseline": cfg.MODEL.WEIGHTS, "pruned": weights}
-    totals = {"baseline": report["before"], "pruned": report["after"]}
-    report["stages"] = [
-        record.stage(name, totals[name], results, files[name]) for name, (_, results) in evaluated.items()
-    ]
-    publish(cfg, report, {name: model for name, (model, _) in evaluated.items()}, kind)
+    files = {BASELINE: cfg.MODEL.WEIGHTS, PRUNED: weights}
+    totals = {BASELINE: report.before, PRUNED: report.after}
+    for name, (_, results) in evaluated.items():
+        report = report.with_stage(stage_of(name, totals[name], results, files[name]))
+    publish(cfg, report, {name: model for name, (model, _) in evaluated.items()}, config_format)
     if not cfg.MODEL.FINETUNE:
-        logger.info("Next, to get the accuracy back:\n  %s", kind.next_command(weights))
+        logger.info("Next, to get the accuracy back:\n  %s", config_format.next_command(weights))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
 from d2prune.engine.config_format import YAML, ConfigFormat, Mapper
-from d2prune.report import record
 from d2prune.report.html import write_report
-from d2prune.report.images import PictureRow, example_pictures
+from d2prune.report.images import ImageRow, example_images
+from d2prune.report.record import Report, write_report_json
 from d2prune.report.table import stage_table
 from d2prune.report.timing import latency
 from d2prune.report.verdict import verdict
@@ -26,41 +25,38 @@ IMAGES = 4
 
 
 def publish(
-    cfg: CfgNode, report: record.Report, models: Mapping[str, nn.Module], kind: ConfigFormat = YAML
+    cfg: CfgNode, report: Report, models: Mapping[str, nn.Module], config_format: ConfigFormat = YAML
 ) -> None:
-    """Writes pruning_report.json and .html to OUTPUT_DIR and logs the table and the verdict.
+    """Write pruning_report.json and .html to OUTPUT_DIR and log the table and the verdict.
 
     Args:
         cfg: its DATASETS.TEST gives the images to time and draw; without evaluated stages both are
             left out.
-        report: changed in place: the stages gain latencies.
+        report: with all stages; their latencies are added.
         models: the stages' models by name; the first is the baseline of all ratios.
-        kind: of the configuration that ``cfg`` is of.
+        config_format: of the configuration that ``cfg`` is of.
     """
-    pictures: list[PictureRow] = []
-    evaluated = [r for r in report["stages"] if r["box_ap"] is not None or r["mask_ap"] is not None]
+    images: list[ImageRow] = []
+    evaluated = any(stage.evaluated for stage in report.stages)
     if evaluated and cfg.DATASETS.TEST:  # a later stage may be trained without a test set
-        name, mapper = cfg.DATASETS.TEST[0], kind.mapper(cfg)
-        _time(report["stages"], models, name, mapper)
-        pictures = example_pictures(
+        name, mapper = cfg.DATASETS.TEST[0], config_format.mapper(cfg)
+        report = _timed(report, models, name, mapper)
+        images = example_images(
             DatasetCatalog.get(name), models, MetadataCatalog.get(name), IMAGES, mapper=mapper
         )
     elif evaluated:
-        logger.info("no registered test set to take images from: no timings or pictures")
+        logger.info("no registered test set to take images from: no timings or images")
     else:
-        logger.info("not evaluated (no test set or no evaluator): no AP, timings or pictures")
-    record.write_report_json(report, cfg.OUTPUT_DIR)
+        logger.info("not evaluated (no test set or no evaluator): no AP, timings or images")
+    write_report_json(report, cfg.OUTPUT_DIR)
     path = os.path.join(cfg.OUTPUT_DIR, HTML_FILE)
-    write_report(report, path, pictures)
+    write_report(report, path, images)
     logger.info("Report: %s\n%s\n%s", path, stage_table(report), verdict(report))
 
 
-def _time(
-    stages: list[dict[str, Any]], models: Mapping[str, nn.Module], data_set: str, mapper: Mapper
-) -> None:
+def _timed(report: Report, models: Mapping[str, nn.Module], data_set: str, mapper: Mapper) -> Report:
     batches = [[mapper(entry)] for entry in DatasetCatalog.get(data_set)[:IMAGES]]
     # The network alone: end to end, a model that detects nothing would look fast.
     timed = latency(models, batches, dense=True)
-    for row in stages:
-        if row["name"] in timed:
-            row["latency_ms"] = dataclasses.asdict(timed[row["name"]])
+    stages = [replace(stage, latency_ms=timed.get(stage.name, stage.latency_ms)) for stage in report.stages]
+    return replace(report, stages=tuple(stages))

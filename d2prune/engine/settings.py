@@ -19,7 +19,7 @@ FINAL_FILE = "model_final.pth"
 
 
 def request_from_cfg(cfg: CfgNode) -> Request:
-    """MODEL.PRUNING as a Request.
+    """Read MODEL.PRUNING as a Request.
 
     Raises:
         PruneError: if RATIOS is not a list of [pattern, fraction].
@@ -45,12 +45,13 @@ def _ratio(row: Any) -> tuple[str, float]:
         return str(pattern), float(fraction)
     except (TypeError, ValueError) as error:
         raise PruneError(
-            f"MODEL.PRUNING.RATIOS has the row {row!r}; expected [pattern, fraction of channels]"
+            f"MODEL.PRUNING.RATIOS has the row {row!r}; expected [pattern, fraction of channels]",
+            keys=("MODEL.PRUNING.RATIOS",),
         ) from error
 
 
 def input_size(cfg: CfgNode, model: nn.Module) -> tuple[int, int]:
-    """(height, width) that MACs are counted on: INPUT_SIZE, or the test size padded as the model does.
+    """Return (height, width) that MACs are counted on: INPUT_SIZE, or the test size padded as the model does.
 
     Raises:
         PruneError: if INPUT_SIZE is neither empty nor two positive integers.
@@ -59,32 +60,40 @@ def input_size(cfg: CfgNode, model: nn.Module) -> tuple[int, int]:
     if not size:
         size = (cfg.INPUT.MIN_SIZE_TEST, max(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST))
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise PruneError(f"MODEL.PRUNING.INPUT_SIZE is {size!r}; expected () or (height, width) in pixels")
+        raise PruneError(
+            f"MODEL.PRUNING.INPUT_SIZE is {size!r}; expected () or (height, width) in pixels",
+            keys=("MODEL.PRUNING.INPUT_SIZE",),
+        )
     return padded_size(model, (size[0], size[1]))
 
 
 def trace_input_from_cfg(cfg: CfgNode, model: nn.Module) -> TraceInput:
-    """What to trace, count and prove on; needs an adapter for the model's class."""
+    """Return what to trace, count and prove on; needs an adapter for the model's class."""
     return TraceInput(model, count_size=input_size(cfg, model))
 
 
 def check_modes(cfg: CfgNode) -> None:
-    """Raises PruneError where PRUNE or FINETUNE lacks what it needs, before anything is built."""
+    """Raise PruneError where PRUNE or FINETUNE lacks what it needs, before anything is built."""
     if cfg.MODEL.PRUNE and not cfg.MODEL.WEIGHTS:
-        raise PruneError("MODEL.PRUNE needs MODEL.WEIGHTS: the path of the trained checkpoint to prune")
+        raise PruneError(
+            "MODEL.PRUNE needs MODEL.WEIGHTS: the path of the trained checkpoint to prune",
+            keys=("MODEL.PRUNE", "MODEL.WEIGHTS"),
+        )
     if cfg.MODEL.FINETUNE and not cfg.MODEL.WEIGHTS:
         raise PruneError(
             "MODEL.FINETUNE needs MODEL.WEIGHTS: the path of a pruned checkpoint "
-            "(OUTPUT_DIR/model_pruned.pth after MODEL.PRUNE True)"
+            "(OUTPUT_DIR/model_pruned.pth after MODEL.PRUNE True)",
+            keys=("MODEL.FINETUNE", "MODEL.WEIGHTS", "OUTPUT_DIR", "MODEL.PRUNE True"),
         )
     pruned = os.path.join(cfg.OUTPUT_DIR, PRUNED_FILE)
     if cfg.MODEL.PRUNE and os.path.abspath(cfg.MODEL.WEIGHTS) == os.path.abspath(pruned):
         raise PruneError(
             f"MODEL.WEIGHTS is '{cfg.MODEL.WEIGHTS}', which MODEL.PRUNE would overwrite; "
-            "set OUTPUT_DIR to another folder"
+            "set OUTPUT_DIR to another folder",
+            keys=("MODEL.WEIGHTS", "MODEL.PRUNE", "OUTPUT_DIR"),
         )
 
 
 def log_to(cfg: CfgNode) -> None:
-    """Sends d2prune's log where Detectron2's goes; harmless when called again."""
+    """Send d2prune's log where Detectron2's goes; harmless when called again."""
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="d2prune", abbrev_name="d2prune")

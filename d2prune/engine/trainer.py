@@ -33,7 +33,7 @@ class PruningMixin(_Trainer):
     trainer trains as before, except that a pruned MODEL.WEIGHTS is recognised.
 
     MODEL.PRUNE alone builds no optimizer and no training data: pruning happens in
-    :meth:`resume_or_load`, and :meth:`train` returns the evaluation.
+    :meth:`resume_or_load``, and :meth:``train` returns the evaluation.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -55,7 +55,7 @@ class PruningMixin(_Trainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Builds the model; the weights' file decides whether it is resized to a pruned one."""
+        """Build the model; the weights' file decides whether it is resized to a pruned one."""
         if not cfg.MODEL.FINETUNE:
             return build_model(cfg, build=super().build_model)
         weights = finetuning.deciding_checkpoint(cfg)
@@ -67,7 +67,7 @@ class PruningMixin(_Trainer):
         return separate_norms(build_model(cfg, build=super().build_model))
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """With MODEL.PRUNE alone: prunes, unless ``resume`` and it is done; else as the base class.
+        """With MODEL.PRUNE alone: prune, unless ``resume`` and it is done; else as the base class.
 
         Raises:
             PruneError: if FINETUNE would overwrite another run in OUTPUT_DIR without ``resume``.
@@ -84,7 +84,7 @@ class PruningMixin(_Trainer):
         super().resume_or_load(resume=resume)
 
     def train(self) -> Any:
-        """Trains; after FINETUNE, adds its row to the report and points pruned.yaml at the result."""
+        """Train; after FINETUNE, add its row to the report and point pruned.yaml at the result."""
         if self._prunes_only:
             if self._results is None:
                 self.resume_or_load(resume=False)
@@ -102,14 +102,14 @@ class PruningMixin(_Trainer):
     @property
     def checkpointer(self) -> DetectionCheckpointer:
         """Whatever checkpointer the trainer makes; setting it makes it one that knows pruned models."""
-        return vars(self)["checkpointer"]
+        return self.__dict__["checkpointer"]
 
     @checkpointer.setter
     def checkpointer(self, value: DetectionCheckpointer) -> None:
-        vars(self)["checkpointer"] = as_pruning(value, self._save_struct)
+        self.__dict__["checkpointer"] = as_pruning(value, self._save_struct)
 
     def build_hooks(self) -> list[Any]:
-        """As the base class; hooks that hold a checkpointer of their own are given the same care."""
+        """Build the base class's hooks; a checkpointer of their own learns of pruned models, too."""
         made = super().build_hooks()
         for hook in made:
             if isinstance(hook, hooks.PeriodicCheckpointer):
@@ -118,7 +118,7 @@ class PruningMixin(_Trainer):
 
 
 def as_pruning(value: DetectionCheckpointer, save_struct: bool) -> DetectionCheckpointer:
-    """Makes a checkpointer a PruningCheckpointer in place, keeping what its own class adds."""
+    """Make a checkpointer a PruningCheckpointer in place, keeping what its own class adds."""
     if not isinstance(value, PruningCheckpointer):
         name = f"Pruning{type(value).__name__}"
         value.__class__ = type(name, (PruningCheckpointer, type(value)), {})

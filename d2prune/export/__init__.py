@@ -34,7 +34,7 @@ FORMATS: dict[str, Callable[..., ExportResult]] = {"onnx": export_onnx}
 
 
 def exporter(name: str) -> Callable[..., ExportResult]:
-    """The function that exports to the format `name`.
+    """Return the function that exports to the format ``name``.
 
     Raises:
         PruneError: there is no such format.

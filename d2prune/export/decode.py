@@ -25,13 +25,13 @@ Size = tuple[int, int]
 
 
 class FCOSDecoder:
-    """Detections of FCOS, as `OneStageDetector` returns them."""
+    """Detections of FCOS, as ``OneStageDetector`` returns them."""
 
     name = "fcos"
 
     @classmethod
     def settings(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read what `__init__` takes, as plain data, from a config."""
+        """Read what ``__init__`` takes, as plain data, from a config."""
         fcos = cfg.MODEL.FCOS
         return {
             "num_classes": fcos.NUM_CLASSES,
@@ -40,7 +40,7 @@ class FCOSDecoder:
         }
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        """Set up from `settings`, which may have gone through JSON."""
+        """Set up from ``settings``, which may have gone through JSON."""
         self.levels = [name.upper() for name in settings["in_features"]]
         self.select = FCOSInference(**_tuples(settings["fcos"]))
 
@@ -50,7 +50,7 @@ class FCOSDecoder:
         """Decode a batch.
 
         Args:
-            outputs: as the adapter's `dense` names them: "P3/logits" (N, K, H / 8, W / 8), ...
+            outputs: as the adapter's ``dense`` names them: "P3/logits" (N, K, H / 8, W / 8), ...
             image_sizes: (height, width) of each image in the batch, in pixels, without padding.
             output_sizes: (height, width) that its detections are wanted for.
 
@@ -107,7 +107,7 @@ class BlendMaskDecoder(FCOSDecoder):
         }
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        """Set up from `settings`, which may have gone through JSON."""
+        """Set up from ``settings``, which may have gone through JSON."""
         super().__init__(settings)
         self.blender = Blender(**_tuples(settings["blender"]))
         self.panoptic = settings["panoptic"]
@@ -133,7 +133,7 @@ class BlendMaskDecoder(FCOSDecoder):
         return results
 
     def detect(self, outputs: Outputs, image_sizes: list[Size]) -> list[Instances]:
-        """Return detections with `pred_masks` (n, 1, R, R), probabilities inside the box."""
+        """Return detections with ``pred_masks`` (n, 1, R, R), probabilities inside the box."""
         return self.blender.add_masks([outputs["bases"]], super().detect(outputs, image_sizes))
 
 

@@ -13,12 +13,12 @@ from d2prune.errors import PruneError
 class DenseModel(nn.Module):
     """A float32 copy of a detector in eval mode, run up to the last tensor without a choice in it.
 
-    Thresholds, sorting and NMS stay outside: their sizes depend on the picture, and every runtime
+    Thresholds, sorting and NMS stay outside: their sizes depend on the image, and every runtime
     has its own idea of them.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Copy `model`, which stays as it is.
+        """Copy ``model``, which stays as it is.
 
         Raises:
             PruneError: there is no adapter that says what the model computes.
@@ -39,5 +39,5 @@ class DenseModel(nn.Module):
         return dict(self.adapter.dense(self.model, images, training_branches=False))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the values of `outputs`, in its order."""
+        """Return the values of ``outputs``, in its order."""
         return tuple(self.outputs(images).values())

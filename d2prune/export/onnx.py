@@ -59,11 +59,11 @@ def export_onnx(
     cfg: CfgNode,
     batch: Sequence[dict[str, Any]] = (),
 ) -> ExportResult:
-    """Write `model.onnx` and `model.json`, once they are shown to do what the model does.
+    """Write ``model.onnx`` and ``model.json``, once they are shown to do what the model does.
 
     The network maps raw pixels "images" (N, 3, H, W), 0..255, to the adapter's dense outputs
     ("P3/logits", ..., "bases"), normalisation included; N, H and W are dynamic, H and W multiples
-    of the size divisibility. `load_onnx` adds the rest in Python.
+    of the size divisibility. ``load_onnx`` adds the rest in Python.
 
     Args:
         model: pruned or not, on any device, in any mode; left untouched.
@@ -74,7 +74,7 @@ def export_onnx(
             dense outputs are compared on noise and the detections not at all.
 
     Raises:
-        PruneError: the architecture can't be exported, `size` is not allowed, a package is missing,
+        PruneError: the architecture can't be exported, ``size`` is not allowed, a package is missing,
             or the exported model differs from the eager one. No file is written then.
     """
     required("onnx")
@@ -91,11 +91,11 @@ def export_onnx(
 
 
 def load_onnx(path: str | os.PathLike[str], providers: Sequence[str] | None = None) -> OnnxPredictor:
-    """Load what `export_onnx` wrote.
+    """Load what ``export_onnx`` wrote.
 
     Args:
         path: model.onnx, or the folder that holds it and model.json.
-        providers: onnxruntime's execution providers; see `OnnxPredictor`.
+        providers: onnxruntime's execution providers; see ``OnnxPredictor``.
 
     Raises:
         PruneError: a file is missing or damaged, or the two do not belong together.

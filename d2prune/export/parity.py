@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.structures import Instances, pairwise_iou
+from detectron2.structures import Instances
 from torch import Tensor
 
 from d2prune.adapters.images import random_images
 from d2prune.errors import PruneError
 from d2prune.export.dense import DenseModel
 from d2prune.export.predictor import OnnxPredictor
+from d2prune.report.matching import match
 
 Size = tuple[int, int]
 TOLERANCE = 1e-4
@@ -37,7 +38,7 @@ class Parity:
     Attributes:
         sizes: (height, width) of the inputs that the dense outputs were compared on.
         errors: by dense output the largest error, relative to the output's largest magnitude
-            (at least `FLOOR`).
+            (at least ``FLOOR``).
         images: how many real images the detections were compared on; 0: the tensors were compared
             on noise, because the caller gave no images.
         detections: of the eager model, on all of them.
@@ -120,7 +121,7 @@ def _dense_errors(
 
 
 def _images(batch: Sequence[dict[str, Any]], size: Size) -> Tensor:
-    """Return (2, 3, H, W) raw pixels: the first two images scaled to `size`, or noise."""
+    """Return (2, 3, H, W) raw pixels: the first two images scaled to ``size``, or noise."""
     if not batch:
         return random_images(size, count=2)
     images = [item["image"][None].float() for item in (batch[0], batch[-1])]
@@ -149,7 +150,7 @@ def _with_detections(parity: Parity, eager: list[dict[str, Any]], exported: list
     for one, other in zip(eager, exported, strict=True):
         found = other["instances"]
         wanted = one["instances"].to(found.pred_boxes.device)
-        pairs = match(wanted, found)
+        pairs = match(wanted, found, SAME_BOX)
         counted += len(wanted)
         total += len(wanted) + len(found)
         mismatches += len(wanted) + len(found) - 2 * len(pairs)
@@ -158,19 +159,6 @@ def _with_detections(parity: Parity, eager: list[dict[str, Any]], exported: list
     _limit("detections", mismatches, total)
     _limit("mask pixels", differing, pixels)
     return Parity(parity.sizes, parity.errors, len(eager), counted, mismatches, differing / max(pixels, 1))
-
-
-def match(wanted: Instances, found: Instances) -> list[tuple[int, int]]:
-    """Return index pairs of the same class with an IoU of at least `SAME_BOX`, each index once."""
-    overlap = pairwise_iou(wanted.pred_boxes, found.pred_boxes)
-    overlap[wanted.pred_classes[:, None] != found.pred_classes[None]] = 0
-    pairs = []
-    for row in range(len(wanted) if len(found) else 0):
-        column = int(overlap[row].argmax())
-        if overlap[row, column] >= SAME_BOX:
-            pairs.append((row, column))
-            overlap[:, column] = 0
-    return pairs
 
 
 def _mask_pixels(wanted: Instances, found: Instances, pairs: list[tuple[int, int]]) -> tuple[int, int]:

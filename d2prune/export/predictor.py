@@ -17,10 +17,10 @@ from d2prune.export.settings import Settings
 
 
 class OnnxPredictor:
-    """Detections from onnxruntime: `predictor(batch)` as `model(batch)` of the eager model."""
+    """Detections from onnxruntime: ``predictor(batch)`` as ``model(batch)`` of the eager model."""
 
     def __init__(self, network: bytes, settings: Settings, providers: Sequence[str] | None = None) -> None:
-        """Open a session; see `load_onnx`, which reads both from files.
+        """Open a session; see ``load_onnx``, which reads both from files.
 
         Args:
             network: the content of model.onnx.

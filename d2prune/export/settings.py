@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import Backbone
 from torch import nn
 
 from d2prune.adapters import padding_step
@@ -24,7 +25,7 @@ def describe(model: nn.Module, cfg: CfgNode, outputs: list[str]) -> Settings:
     """Collect the settings of a model with these dense outputs.
 
     Args:
-        model: as `cfg` builds it, pruned or not.
+        model: as ``cfg`` builds it, pruned or not.
         cfg: Detectron2's keys and the architecture's.
         outputs: the dense outputs' names, in the network's order.
     """
@@ -40,13 +41,14 @@ def describe(model: nn.Module, cfg: CfgNode, outputs: list[str]) -> Settings:
 
 def _input(model: nn.Module, cfg: CfgNode) -> Settings:
     """How an image becomes the network's input; the network itself subtracts and divides."""
+    backbone = cast(Backbone, model.backbone)
     return {
         "name": INPUT_NAME,
         "format": cfg.INPUT.FORMAT,
         "value_range": [0, 255],
         "pad_value": list(cfg.MODEL.PIXEL_MEAN),  # zero once normalised, as the eager model pads
         "size_divisibility": padding_step(model),
-        "square_size": model.backbone.padding_constraints.get("square_size", 0),
+        "square_size": backbone.padding_constraints.get("square_size", 0),
         "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
     }

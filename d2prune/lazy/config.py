@@ -20,7 +20,7 @@ _OPTIONAL = {"train.seed", "train.cudnn_benchmark"}
 
 
 def read_lazy_config(file: str, opts: Sequence[str] = (), imports: Sequence[str] = ()) -> DictConfig:
-    """Loads a LazyConfig, completes its node ``prune``, and applies ``key=value`` options.
+    """Load a LazyConfig, complete its node ``prune``, and apply ``key=value`` options.
 
     Args:
         file: path of the Python or YAML file.
@@ -55,14 +55,14 @@ def read_lazy_config(file: str, opts: Sequence[str] = (), imports: Sequence[str]
 
 
 def prune_defaults() -> dict[str, Any]:
-    """Keys of ``prune`` and their defaults: MODEL.PRUNING's in lower case, and the two modes."""
+    """Return the keys of ``prune`` and their defaults: MODEL.PRUNING's in lower case, and the two modes."""
     model = get_cfg().MODEL
     keys = {k.lower(): v for k, v in model.PRUNING.items() if k not in _OF_PRUNED_MODEL}
     return {"enabled": model.PRUNE, "finetune": model.FINETUNE, **keys}
 
 
 def _complete(config: DictConfig) -> None:
-    """Checks the node ``prune``, and adds the keys that it leaves out."""
+    """Check the node ``prune``, and add the keys that it leaves out."""
     defaults = prune_defaults()
     if config.get("prune") is None:
         config.prune = {}
@@ -90,7 +90,7 @@ def _same_kind(value: Any, default: Any) -> bool:
 
 
 def _check_option(config: DictConfig, text: str) -> None:
-    """Refuses what would be set and never read; ``+key=value`` adds a key, as in Hydra."""
+    """Refuse what would be set and never read; ``+key=value`` adds a key, as in Hydra."""
     key, equals, _ = text.partition("=")
     if not equals:
         raise PruneError(f"expected key=value after the options; got {text}")
@@ -103,7 +103,7 @@ def _check_option(config: DictConfig, text: str) -> None:
 
 
 def settings_of(config: DictConfig) -> CfgNode:
-    """What pruning and fine-tuning ask of a config, as the CfgNode that they read.
+    """Return what pruning and fine-tuning ask of a config, as the CfgNode that they read.
 
     Keys that a LazyConfig has no counterpart of keep their defaults; nothing reads them.
     """

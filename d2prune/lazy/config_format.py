@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.utils.registry import locate
@@ -15,9 +15,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from d2prune.engine.config_format import ConfigFormat, Mapper
+from d2prune.engine.outputs import SPEC_FILE, same_script
 from d2prune.files import atomic_write
 from d2prune.lazy.model import as_pruned, as_unpruned
-from d2prune.report import record
 
 PYTHON_FILE = """\
 # The pruned model's config: the one that it was pruned with, changed. Written by d2prune, because that
@@ -60,8 +60,8 @@ class LazyFormat(ConfigFormat):
         return instantiate(self.config.dataloader.test.mapper)
 
     def write_pruned(self, cfg: CfgNode, folder: str, weights: str) -> str:
-        """Writes pruned.yaml, complete, or where YAML can't hold the config pruned.py, on top of its file."""
-        spec, weights = (os.path.abspath(p) for p in (os.path.join(folder, record.SPEC_FILE), weights))
+        """Write pruned.yaml, complete, or where YAML can't hold the config pruned.py, on top of its file."""
+        spec, weights = (os.path.abspath(p) for p in (os.path.join(folder, SPEC_FILE), weights))
         text = _yaml(as_pruned(self.config, spec, weights))
         name, other = ("pruned.yaml", "pruned.py") if text else ("pruned.py", "pruned.yaml")
         with atomic_write(os.path.join(folder, name)) as file:
@@ -77,7 +77,7 @@ class LazyFormat(ConfigFormat):
         """See :meth:`ConfigFormat.next_command`."""
         kept = [word for word in sys.argv[1:] if not word.startswith(_CHANGED)]
         modes = ["prune.enabled=False", "prune.finetune=True", f"train.init_checkpoint={weights}"]
-        return record.same_script("lazyconfig_train_net.py", [*kept, *modes])
+        return same_script("lazyconfig_train_net.py", [*kept, *modes])
 
 
 def _yaml(config: DictConfig) -> str:
@@ -87,19 +87,20 @@ def _yaml(config: DictConfig) -> str:
         LazyConfig.save(config, str(path))
         try:
             # Names in YAML say nothing of classes that the config's own file defines.
-            found = [locate(name) for name in _targets(LazyConfig.load(str(path)))]
+            found = [locate(name) for name in _callables(LazyConfig.load(str(path)))]
         except Exception:  # whatever the config's own objects raise
             return ""
         return path.read_text(encoding="utf-8") if all(found) else ""
 
 
-def _targets(node: Any) -> Iterator[str]:
+def _callables(node: Any) -> Iterator[str]:
     """Every dotted path that instantiation would follow."""
     if isinstance(node, DictConfig):
         yield from (node[key] for key in _NAMES if isinstance(node.get(key), str))
         for key in node:
-            if not (OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key)):
-                yield from _targets(node[key])
+            name = cast(str, key)  # an int, say, is one, too: the annotation leaves some keys out
+            if not (OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name)):
+                yield from _callables(node[key])
     elif isinstance(node, ListConfig):
         for item in node:
-            yield from _targets(item)
+            yield from _callables(item)

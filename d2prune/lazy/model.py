@@ -15,7 +15,7 @@ from d2prune.rebuild import rebuild
 
 
 def pruned_model(prune_base: str | Callable[..., nn.Module], prune_spec: str, **arguments: Any) -> nn.Module:
-    """The ``_target_`` of ``model`` in a pruned LazyConfig.
+    """Build what was pruned, at its spec's widths: the ``_target_`` of ``model`` in a pruned LazyConfig.
 
     The other keys of ``model`` stay where they were, so that overrides and interpolations still hold.
 
@@ -32,7 +32,7 @@ TARGET = f"{__name__}.{pruned_model.__name__}"
 
 
 def as_pruned(config: DictConfig, spec: str, weights: str) -> DictConfig:
-    """A copy of ``config`` that describes the pruned model, and neither prunes nor fine-tunes.
+    """Return a copy of ``config`` that describes the pruned model, and neither prunes nor fine-tunes.
 
     Args:
         config: of the unpruned model, or of one pruned before.
@@ -50,7 +50,7 @@ def as_pruned(config: DictConfig, spec: str, weights: str) -> DictConfig:
 
 
 def as_unpruned(config: DictConfig) -> DictConfig:
-    """A copy of ``config.model`` that builds the unpruned model."""
+    """Return a copy of ``config.model`` that builds the unpruned model."""
     out = copy.deepcopy(config).model
     if "prune_base" in out:
         out._target_ = out.pop("prune_base")

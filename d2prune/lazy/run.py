@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +32,7 @@ Results = Mapping[str, Any]
 
 
 def main(args: Namespace) -> Results:
-    """What the command line asks for: trains, or with --eval-only, prune.enabled or prune.finetune does that.
+    """Do what the command line asks for: train, prune, fine-tune or, with --eval-only, evaluate.
 
     Args:
         args: of Detectron2's parser, with ``imports``.
@@ -46,59 +45,64 @@ def main(args: Namespace) -> Results:
     """
     try:
         config = read_lazy_config(args.config_file, args.opts, args.imports)
-        kind, cfg = LazyFormat(config, args.config_file, args.opts, args.imports), settings_of(config)
+        config_format, cfg = (
+            LazyFormat(config, args.config_file, args.opts, args.imports),
+            settings_of(config),
+        )
         _check_device(cfg.MODEL.DEVICE)
         default_setup(config, args)
         log_to(cfg)
         if args.eval_only:
-            model = build_model(cfg, build=kind.instantiate)
+            model = build_model(cfg, build=config_format.instantiate)
             PruningCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
             return evaluate(config, create_ddp_model(model))
-        return run(kind, cfg, args.resume)
+        return run(config_format, cfg, args.resume)
     except PruneError as error:
-        raise PruneError(in_lazy_words(str(error))) from error
+        raise error.spelled(_LAZY_KEYS) from error
 
 
-def run(kind: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
-    """Prunes, fine-tunes, both or neither (it then trains), as MODEL.PRUNE and FINETUNE say."""
+def run(config_format: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
+    """Prune, fine-tune, both or neither (then train), as MODEL.PRUNE and FINETUNE say."""
     check_modes(cfg)
     done = cfg.MODEL.PRUNE and finetuning.has_pruned_run(cfg)
     results: Results = {}
     if cfg.MODEL.PRUNE and done and resume:
         logger.info("--resume: '%s' holds a pruned model already", cfg.OUTPUT_DIR)
     elif cfg.MODEL.PRUNE and not (done and cfg.MODEL.FINETUNE):
-        results = run_prune(cfg, lambda cfg: _build_to_prune(kind, cfg), _tester(kind.config), kind)
+        results = run_prune(
+            cfg, lambda cfg: _build_to_prune(config_format, cfg), _tester(config_format.config), config_format
+        )
     if cfg.MODEL.PRUNE and not cfg.MODEL.FINETUNE:
         return results
     if cfg.MODEL.PRUNE:
         cfg = finetuning.after_prune(cfg)
     if cfg.MODEL.FINETUNE:
         resume = finetuning.check_output_dir(cfg, resume, found_prune=done)
-    return train(kind, cfg, resume)
+    return train(config_format, cfg, resume)
 
 
-def train(kind: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
-    """Trains the model that ``cfg`` and its weights' file describe; with FINETUNE, finishes the report."""
-    missing = [key for key in ("dataloader", "optimizer", "lr_multiplier") if key not in kind.config]
+def train(config_format: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
+    """Train the model that ``cfg`` and its weights' file describe; with FINETUNE, finish the report."""
+    missing = [key for key in ("dataloader", "optimizer", "lr_multiplier") if key not in config_format.config]
     if missing:
         raise PruneError(f"the config has no {missing[0]!r}, which training needs")
-    model = create_ddp_model(_build_to_train(kind, cfg), **kind.config.train.ddp)
-    trainer = _trainer(kind.config, model)
+    model = create_ddp_model(_build_to_train(config_format, cfg), **config_format.config.train.ddp)
+    trainer = _trainer(config_format.config, model)
     checkpointer = PruningCheckpointer(model, cfg.OUTPUT_DIR, trainer=trainer)
     checkpointer.save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
     evaluated: dict[str, Any] = {}
     trainer.register_hooks(fading(cfg))
-    _register_hooks(trainer, checkpointer, kind.config, evaluated)
+    _register_hooks(trainer, checkpointer, config_format.config, evaluated)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     trainer.train(start, cfg.SOLVER.MAX_ITER)
     if cfg.MODEL.FINETUNE:
-        finetuning.finish(cfg, checkpointer.model, evaluated, cfg.SOLVER.MAX_ITER, kind)
+        finetuning.finish(cfg, checkpointer.model, evaluated, cfg.SOLVER.MAX_ITER, config_format)
     return evaluated
 
 
 def evaluate(config: DictConfig, model: nn.Module) -> Results:
-    """dataloader.evaluator's results on dataloader.test; empty where the config names no evaluator."""
+    """Return dataloader.evaluator's results on dataloader.test; empty where the config names no evaluator."""
     if config.get("dataloader", {}).get("evaluator") is None:
         return {}
     loader, evaluator = instantiate(config.dataloader.test), instantiate(config.dataloader.evaluator)
@@ -106,11 +110,6 @@ def evaluate(config: DictConfig, model: nn.Module) -> Results:
     if comm.is_main_process():
         print_csv_format(results)
     return results or {}
-
-
-def in_lazy_words(text: str) -> str:
-    """A text about YAML's keys, with LazyConfig's in their place."""
-    return _YAML_KEYS.sub(lambda found: _LAZY_KEYS[found[0]], text)
 
 
 _LAZY_KEYS = {
@@ -123,9 +122,6 @@ _LAZY_KEYS = {
     **{f"MODEL.PRUNING.{key.upper()}": f"prune.{key}" for key in prune_defaults()},
     **{key.upper(): f"prune.{key}" for key in prune_defaults()},
 }
-_YAML_KEYS = re.compile(
-    r"(?<![\w.])(" + "|".join(sorted(map(re.escape, _LAZY_KEYS), key=len, reverse=True)) + r")\b"
-)
 
 
 def _tester(config: DictConfig) -> Any:
@@ -142,16 +138,16 @@ def _check_device(name: str) -> None:
         ) from error
 
 
-def _build_to_prune(kind: LazyFormat, cfg: CfgNode) -> nn.Module:
-    return separate_norms(build_model(cfg, build=kind.instantiate))
+def _build_to_prune(config_format: LazyFormat, cfg: CfgNode) -> nn.Module:
+    return separate_norms(build_model(cfg, build=config_format.instantiate))
 
 
-def _build_to_train(kind: LazyFormat, cfg: CfgNode) -> nn.Module:
+def _build_to_train(config_format: LazyFormat, cfg: CfgNode) -> nn.Module:
     if not cfg.MODEL.FINETUNE:
-        return build_model(cfg, build=kind.instantiate)
+        return build_model(cfg, build=config_format.instantiate)
     weights = finetuning.deciding_checkpoint(cfg)
-    model = separate_norms(build_model(cfg, weights, kind.instantiate))
-    return finetuning.prepare(cfg, model, weights, kind)
+    model = separate_norms(build_model(cfg, weights, config_format.instantiate))
+    return finetuning.prepare(cfg, model, weights, config_format)
 
 
 def _trainer(config: DictConfig, model: nn.Module) -> SimpleTrainer:

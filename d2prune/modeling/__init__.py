@@ -1,7 +1,7 @@
 """Architectures under AdelaiDet's registry names, written from the papers.
 
-Importing this package fills Detectron2's registries (`registration`): with AdelaiDet's own classes
-where `import adet.modeling` succeeds, else with the ones here. The names below are the classes in
+Importing this package fills Detectron2's registries (``registration``): with AdelaiDet's own classes
+where ``import adet.modeling`` succeeds, else with the ones here. The names below are the classes in
 use; ProtoNet, LSKNet, the rotated proposal networks and the narrow backbones are always d2prune's.
 Without Detectron2 there is nothing to register, and only ``unfuse`` and ``norm_names`` work.
 """

@@ -31,7 +31,7 @@ class LastLevelP6(nn.Module):
         weight_init.c2_xavier_fill(self.p6)
 
     def forward(self, p5: Tensor) -> list[Tensor]:
-        """Map P5 `(N, C, H, W)` to `[P6]`, `(N, C, ceil(H/2), ceil(W/2))`."""
+        """Map P5 ``(N, C, H, W)`` to ``[P6]``, ``(N, C, ceil(H/2), ceil(W/2))``."""
         return [self.p6(p5)]
 
 
@@ -46,7 +46,7 @@ class LastLevelP6P7(LastLevelP6):
         weight_init.c2_xavier_fill(self.p7)
 
     def forward(self, p5: Tensor) -> list[Tensor]:
-        """Map P5 `(N, C, H, W)` to `[P6, P7]`, each half the size of the one before."""
+        """Map P5 ``(N, C, H, W)`` to ``[P6, P7]``, each half the size of the one before."""
         p6 = self.p6(p5)
         return [p6, self.p7(F.relu(p6))]
 

@@ -55,7 +55,7 @@ class BasicBlock(CNNBlockBase):
         return getattr(self.shortcut, "norm", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        """Map (N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
         out = F.relu_(_normed(self.conv1, x))
         out = _normed(self.conv2, out)
         shortcut = x if self.shortcut is None else _normed(self.shortcut, x)
@@ -68,7 +68,7 @@ def _normed(conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def separate_norms(model: Model) -> Model:
-    """Gives every ``BasicBlock`` of Detectron2 in ``model`` separate norms, in place."""
+    """Give every ``BasicBlock`` of Detectron2 in ``model`` separate norms, in place."""
     for block in model.modules():
         if type(block) is resnet.BasicBlock:
             block.__class__ = BasicBlock
@@ -78,7 +78,7 @@ def separate_norms(model: Model) -> Model:
 
 
 def join_norms(model: Model) -> Model:
-    """The inverse of :func:`separate_norms`, in place."""
+    """Undo :func:`separate_norms`, in place."""
     for block in model.modules():
         if type(block) is BasicBlock:
             block.__class__ = resnet.BasicBlock

@@ -43,7 +43,7 @@ class SelectiveGate(nn.Module):
         self.conv = nn.Conv2d(branch, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, dim, H, W) to the same shape; the paper's LSK module."""
+        """Map (N, dim, H, W) to the same shape; the paper's LSK module."""
         small = self.conv0(x)
         near, far = self.conv1(small), self.conv2(self.conv_spatial(small))
         views = torch.cat([near, far], dim=1)
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         self.proj_2 = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, dim, H, W) to the same shape."""
+        """Map (N, dim, H, W) to the same shape."""
         return x + self.proj_2(self.spatial_gating_unit(F.gelu(self.proj_1(x))))
 
 
@@ -74,7 +74,7 @@ class DepthwiseConv(nn.Module):
         self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, dim, H, W) to the same shape."""
+        """Map (N, dim, H, W) to the same shape."""
         return self.dwconv(x)
 
 
@@ -89,7 +89,7 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, dim, H, W) to the same shape."""
+        """Map (N, dim, H, W) to the same shape."""
         return self.drop(self.fc2(self.drop(F.gelu(self.dwconv(self.fc1(x))))))
 
 
@@ -106,7 +106,7 @@ class Block(nn.Module):
         self.layer_scale_2 = nn.Parameter(torch.full((dim,), 1e-2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, dim, H, W) to the same shape."""
+        """Map (N, dim, H, W) to the same shape."""
         x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.attn(self.norm1(x)))
         return x + self.drop_path(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
 
@@ -120,7 +120,7 @@ class PatchEmbed(nn.Module):
         self.norm = get_norm(norm, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) to (N, dim, ceil(H / stride), ceil(W / stride))."""
+        """Map (N, inputs, H, W) to (N, dim, ceil(H / stride), ceil(W / stride))."""
         return self.norm(self.proj(x))
 
 
@@ -136,7 +136,7 @@ class LSKNet(Backbone):
         drop_path: probability that the last block is left out of a training step; linear from 0.
         norm: name of a norm that Detectron2 knows.
         out_features: which stages are returned.
-        in_channels: of the pictures.
+        in_channels: of the images.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class LSKNet(Backbone):
         self.apply(_initialize)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) to the stages of ``out_features``, (N, C, H / stride, W / stride) each."""
+        """Map (N, 3, H, W) to the stages of ``out_features``, (N, C, H / stride, W / stride) each."""
         found = {}
         for i, name in enumerate(STAGES, 1):
             x = self.get_submodule(f"patch_embed{i}")(x)
@@ -179,7 +179,7 @@ class LSKNet(Backbone):
         return {name: found[name] for name in self._out_features}
 
     def freeze(self, stages: int) -> LSKNet:
-        """The first ``stages`` keep their parameters, and their norms their statistics."""
+        """Freeze the parameters of the first ``stages``, and their norms' statistics."""
         for i in range(1, stages + 1):
             for part in ("patch_embed", "block", "norm"):
                 module = self.get_submodule(f"{part}{i}").requires_grad_(False)
@@ -195,7 +195,7 @@ def _initialize(module: nn.Module) -> None:
 
 
 def build_lsknet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> LSKNet:
-    """Builds the LSKNet of MODEL.LSKNET; MODEL.BACKBONE.FREEZE_AT counts stages.
+    """Build the LSKNet of MODEL.LSKNET; MODEL.BACKBONE.FREEZE_AT counts stages.
 
     Raises:
         PruneError: for a list that has not one value a stage, or an unknown stage.
@@ -210,7 +210,7 @@ def build_lsknet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> LSKNet:
 
 
 def build_lsknet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Builds Detectron2's FPN on LSKNet: P2 to P5, and P6 by max-pooling."""
+    """Build Detectron2's FPN on LSKNet: P2 to P5, and P6 by max-pooling."""
     keys = cfg.MODEL.FPN
     bottom_up = build_lsknet_backbone(cfg, input_shape)
     top = LastLevelMaxPool()

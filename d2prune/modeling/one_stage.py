@@ -11,10 +11,10 @@ class OneStageDetector(ProposalNetwork):
     """Detectron2's ProposalNetwork, whose proposals are the detections."""
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Return the losses in training, else `[{"instances": Instances}, ...]` per image.
+        """Return the losses in training, else ``[{"instances": Instances}, ...]`` per image.
 
         Args:
-            batched_inputs: per image "image" `(C, H, W)`, in training "instances", and for
+            batched_inputs: per image "image" ``(C, H, W)``, in training "instances", and for
                 evaluation optionally "height" and "width" of the output, in pixels.
         """
         results = super().forward(batched_inputs)

@@ -26,7 +26,7 @@ class RotatedRPN(RRPN):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As RRPN's.
+        """Run RRPN, if its operators are there.
 
         Raises:
             PruneError: without compiled operators.
@@ -49,14 +49,14 @@ class OrientedRPN(RRPN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, Any]) -> dict[str, Any]:
-        """As RRPN's, with a head of six numbers an anchor."""
+        """Read what RRPN reads, with a head of six numbers an anchor."""
         parts = super().from_config(cfg, input_shape)
         shapes = [input_shape[name] for name in cfg.MODEL.RPN.IN_FEATURES]
         parts["head"] = StandardRPNHead(**{**StandardRPNHead.from_config(cfg, shapes), "box_dim": 6})
         return parts
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuses.
+        """Refuse to run.
 
         Raises:
             PruneError: always.

@@ -34,7 +34,7 @@ class _Unfused(nn.Module):
 
 @contextmanager
 def unfused(model: nn.Module) -> Iterator[dict[nn.Module, str]]:
-    """Takes ``model`` apart, in place, for the duration of the context.
+    """Take ``model`` apart, in place, for the duration of the context.
 
     Yields:
         The path of every module as the model itself names it: of a fused convolution ``x``, the
@@ -57,12 +57,12 @@ def unfused(model: nn.Module) -> Iterator[dict[nn.Module, str]]:
 
 
 def is_frozen_norm(module: nn.Module) -> bool:
-    """True for FrozenBatchNorm2d of Detectron2, torchvision and others: a BatchNorm made of buffers."""
+    """Return whether it is a FrozenBatchNorm2d, of whatever library: a BatchNorm made of buffers."""
     return set(module._buffers) >= _STATISTICS and not isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def _split(module: nn.Module, undo: list[Callable[[], None]]) -> nn.Conv2d:
-    """Makes ``module`` an :class:`_Unfused` around a plain convolution, which is returned."""
+    """Make ``module`` an :class:`_Unfused` around a plain convolution, which is returned."""
     kind, children, parameters = type(module), module._modules, module._parameters
     plain = nn.Conv2d.__new__(nn.Conv2d)
     nn.Module.__init__(plain)
@@ -85,7 +85,7 @@ def _split(module: nn.Module, undo: list[Callable[[], None]]) -> nn.Conv2d:
 
 
 def _thaw(module: nn.Module, undo: list[Callable[[], None]]) -> None:
-    """Makes a frozen norm a BatchNorm2d that computes the same in eval mode."""
+    """Make a frozen norm a BatchNorm2d that computes the same in eval mode."""
     kind, attributes = type(module), dict(vars(module))
     buffers = dict(module._buffers)
     parameters = {n: nn.Parameter(buffers.pop(n)) for n in ("weight", "bias")}
@@ -113,7 +113,7 @@ def _thaw(module: nn.Module, undo: list[Callable[[], None]]) -> None:
 
 
 def thaw(model: nn.Module) -> list[str]:
-    """Makes every frozen norm a trainable BatchNorm2d, for good and in place.
+    """Make every frozen norm a trainable BatchNorm2d, for good and in place.
 
     Returns:
         The paths of the norms that were frozen. State-dict keys gain ``num_batches_tracked``.

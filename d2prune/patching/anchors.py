@@ -29,7 +29,7 @@ class Place:
 
 
 def find_place(source: Source, edit: Edit) -> Place:
-    """Where the edit's lines go.
+    """Find where the edit's lines go.
 
     Raises:
         PruneError: if the symbol is gone or defined twice, or has no such place.

@@ -31,12 +31,12 @@ class Finding:
 
 
 def check(edits: Sequence[Edit], root: str | os.PathLike[str]) -> list[Finding]:
-    """Looks at every edit, and writes nothing; an edit that fits and one that is there have a state."""
+    """Look at every edit, and write nothing; an edit that fits and one that is there have a state."""
     return [_look(edit, Path(root)) for edit in edits]
 
 
 def apply(edits: Sequence[Edit], root: str | os.PathLike[str]) -> list[Path]:
-    """Puts in what is missing; the files that changed, none if all was there.
+    """Put in what is missing; the files that changed, none if all was there.
 
     Raises:
         PruneError: if an edit has no place, or is there in another form. Nothing is written then.
@@ -45,7 +45,7 @@ def apply(edits: Sequence[Edit], root: str | os.PathLike[str]) -> list[Path]:
 
 
 def revert(edits: Sequence[Edit], root: str | os.PathLike[str]) -> list[Path]:
-    """Takes out what :func:`apply` put in, changed or not; the files that changed.
+    """Take out what :func:`apply` put in, changed or not; the files that changed.
 
     Raises:
         PruneError: if a file or one of two markers is gone. Nothing is written then.
@@ -54,7 +54,7 @@ def revert(edits: Sequence[Edit], root: str | os.PathLike[str]) -> list[Path]:
 
 
 def diff(edits: Sequence[Edit], root: str | os.PathLike[str]) -> str:
-    """The patch as a unified diff for this fork (``patch -p1``), whether it is applied or not.
+    """Return the patch as a unified diff for this fork (``patch -p1``), whether it is applied or not.
 
     Raises:
         PruneError: as :func:`apply`.

@@ -60,7 +60,7 @@ class Edit:
 
 
 def read_edits(path: str | os.PathLike[str]) -> list[Edit]:
-    """Reads a patch: YAML with ``name`` and a list of ``edits``.
+    """Read a patch: YAML with ``name`` and a list of ``edits``.
 
     Raises:
         PruneError: if there is no such file, or it is no patch; the first wrong entry is named.

@@ -19,7 +19,7 @@ class State(Enum):
 
 
 def state_of(source: Source, edit: Edit) -> State:
-    """Raises PruneError if the edit's markers are damaged."""
+    """Raise PruneError if the edit's markers are damaged."""
     block = _block(source, edit)
     if block is None:
         return State.ABSENT
@@ -28,7 +28,7 @@ def state_of(source: Source, edit: Edit) -> State:
 
 
 def insert(source: Source, edit: Edit) -> Source:
-    """The file with the edit.
+    """Return the file with the edit.
 
     Raises:
         PruneError: if there is no place for it, or the result would not be Python or not come out again.
@@ -45,7 +45,7 @@ def insert(source: Source, edit: Edit) -> Source:
 
 
 def remove(source: Source, edit: Edit) -> Source:
-    """The file without the edit.
+    """Return the file without the edit.
 
     Raises:
         PruneError: if the edit's markers are damaged.

@@ -30,7 +30,7 @@ class Source:
 
     @classmethod
     def decode(cls, file: str, data: bytes) -> Source:
-        """Raises PruneError if the file isn't text in the encoding that it declares."""
+        """Raise PruneError if the file isn't text in the encoding that it declares."""
         try:
             encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
             source = cls(file, data.decode(encoding), encoding)
@@ -41,7 +41,7 @@ class Source:
         return source
 
     def encode(self) -> bytes:
-        """The file's bytes."""
+        """Return the file's bytes."""
         return self.text.encode(self.encoding)
 
     @property
@@ -50,11 +50,11 @@ class Source:
         return _LINE.findall(self.text)
 
     def with_lines(self, lines: list[str]) -> Source:
-        """The same file with other lines."""
+        """Return the same file with other lines."""
         return replace(self, text="".join(lines))
 
     def newline(self, line: int) -> str:
-        """The ending of line ``line`` (from 0), or the file's first one where it has none."""
+        """Return the ending of line ``line`` (from 0), or the file's first one where it has none."""
         lines = self.lines
         for candidate in (*lines[line : line + 1], *lines[:1]):
             ending = candidate[len(candidate.rstrip("\r\n")) :]
@@ -63,7 +63,7 @@ class Source:
         return "\n"
 
     def parse(self) -> ast.Module:
-        """The syntax tree.
+        """Return the syntax tree.
 
         Raises:
             PruneError: if it isn't valid Python.

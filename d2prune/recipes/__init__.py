@@ -1,18 +1,18 @@
-"""Plans of smaller widths: what they would save, carrying them out, and trying them one step at a time."""
+"""Recipes of smaller widths: what they would save, carrying them out, and trying them one step at a time."""
 
 from d2prune.recipes.ablation import Trial, ablate, ablation_table
 from d2prune.recipes.changes import Change, changes_between
 from d2prune.recipes.execution import Narrowed, carry_out
 from d2prune.recipes.modules import ModuleRow, grouped, module_rows, module_table
-from d2prune.recipes.recipe import Plan, Step, narrowed, read_plan
+from d2prune.recipes.recipe import Recipe, Step, narrowed, read_recipe
 from d2prune.recipes.what_if import WhatIf, what_if, what_if_table
-from d2prune.recipes.writing import write_plan
+from d2prune.recipes.writing import write_recipe
 
 __all__ = [
     "Change",
     "ModuleRow",
     "Narrowed",
-    "Plan",
+    "Recipe",
     "Step",
     "Trial",
     "WhatIf",
@@ -24,8 +24,8 @@ __all__ = [
     "module_rows",
     "module_table",
     "narrowed",
-    "read_plan",
+    "read_recipe",
     "what_if",
     "what_if_table",
-    "write_plan",
+    "write_recipe",
 ]

@@ -1,4 +1,4 @@
-"""A plan tried one step at a time: prune that part, train for a little, evaluate, keep it or roll back."""
+"""A recipe tried one step at a time: prune that part, train for a little, evaluate, keep it or roll back."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from d2prune.errors import PruneError
 from d2prune.pruning import find_groups
 from d2prune.recipes.changes import changes_between
 from d2prune.recipes.execution import keys_of, request_of
-from d2prune.recipes.recipe import Plan, Step, narrowed
+from d2prune.recipes.recipe import Recipe, Step, narrowed
 from d2prune.recipes.what_if import outline
-from d2prune.report.record import read_report_json
+from d2prune.report.record import BASELINE, FINE_TUNED, PRUNED, Stage, read_report_json
 from d2prune.report.table import MISSING, aligned, quantity, signed
 
 logger = logging.getLogger(__name__)
 Scores = Mapping[str, float]
-TASKS = ("box_ap", "mask_ap")
 
 
 class _Trainer(Protocol):
@@ -56,14 +55,14 @@ class Trial:
 
 
 def ablate(
-    cfg: CfgNode, plan: Plan, trainer: Callable[[CfgNode], _Trainer], allowed: float, alone: bool = False
+    cfg: CfgNode, recipe: Recipe, trainer: Callable[[CfgNode], _Trainer], allowed: float, alone: bool = False
 ) -> tuple[Trial, ...]:
-    """Tries each step of ``plan``; what costs more AP than is allowed is rolled back.
+    """Try each step of ``recipe``; what costs more AP than is allowed is rolled back.
 
     Args:
         cfg: of the baseline: MODEL.WEIGHTS its checkpoint, SOLVER the short training, OUTPUT_DIR a folder
             that gets one folder a step.
-        plan: the steps, in the order of trying.
+        recipe: the steps, in the order of trying.
         trainer: makes a trainer with :class:`d2prune.PruningMixin`, with an evaluator.
         allowed: AP in points that a kept step may have lost against the baseline.
         alone: start every step from the baseline; otherwise from the last one that was kept.
@@ -76,7 +75,7 @@ def ablate(
     trials: list[Trial] = []
     kept: list[Step] = []
     weights, baseline = cfg.MODEL.WEIGHTS, None
-    for number, step in enumerate(plan.steps, 1):
+    for number, step in enumerate(recipe.steps, 1):
         start = _with(
             cfg, {"MODEL.WEIGHTS": weights, "OUTPUT_DIR": str(Path(cfg.OUTPUT_DIR) / f"step{number}")}
         )
@@ -118,18 +117,19 @@ def _run(cfg: CfgNode, trainer: Callable[[CfgNode], _Trainer]) -> tuple[Scores, 
     made = trainer(cfg)
     made.resume_or_load(resume=False)
     made.train()
-    report = read_report_json(cfg.OUTPUT_DIR) or {"stages": []}
-    stages = {stage["name"]: stage for stage in report["stages"]}
-    scores = [_scores(stages.get(name, {})) for name in ("baseline", "pruned", "fine-tuned")]
-    if not all(scores):
+    report = read_report_json(cfg.OUTPUT_DIR)
+    stages = [report.stage(name) if report else None for name in (BASELINE, PRUNED, FINE_TUNED)]
+    before, cut, tuned = (_scores(stage) for stage in stages)
+    if not (before and cut and tuned and stages[-1]):
         raise PruneError(
             f"'{cfg.OUTPUT_DIR}': no AP to judge by; the trainer needs an evaluator, and DATASETS.TEST data"
         )
-    return scores[0], scores[1], scores[2], stages["fine-tuned"]["params"]
+    return before, cut, tuned, stages[-1].params
 
 
-def _scores(stage: Mapping[str, Any]) -> dict[str, float]:
-    return {task: stage[task] for task in TASKS if stage.get(task) is not None}
+def _scores(stage: Stage | None) -> dict[str, float]:
+    found = {"box_ap": stage.box_ap, "mask_ap": stage.mask_ap} if stage else {}
+    return {task: score for task, score in found.items() if score is not None}
 
 
 def _with(cfg: CfgNode, keys: Mapping[str, Any]) -> CfgNode:
@@ -141,7 +141,7 @@ def _with(cfg: CfgNode, keys: Mapping[str, Any]) -> CfgNode:
 
 
 def ablation_table(trials: Sequence[Trial]) -> str:
-    """The trials, and where to go on from."""
+    """Return the trials, and where to go on from."""
     heads = ["step", "params", "AP after the cut", "trained", "loss", "verdict"]
     body = [
         [

@@ -22,7 +22,7 @@ class Change:
         after: the same of the narrower model; 0 if the layer is gone.
         reason: why it is not exact; empty where it is.
         group: the channels that go; None where no removal of channels does it.
-        keep: how many of the group's units stay.
+        units: how many of the group's units stay.
     """
 
     layers: tuple[str, ...]
@@ -30,7 +30,7 @@ class Change:
     after: int
     reason: str = ""
     group: Group | None = None
-    keep: int = 0
+    units: int = 0
 
     def __str__(self) -> str:
         more = f" and {len(self.layers) - 1} more" if len(self.layers) > 1 else ""
@@ -38,7 +38,7 @@ class Change:
 
 
 def changes_between(model: nn.Module, groups: Sequence[Group], narrower: nn.Module) -> tuple[Change, ...]:
-    """How ``narrower`` differs from ``model``.
+    """Say how ``narrower`` differs from ``model``.
 
     Args:
         model: the model at hand.
@@ -67,12 +67,12 @@ def changes_between(model: nn.Module, groups: Sequence[Group], narrower: nn.Modu
 
 
 def refuse_inexact(changes: Sequence[Change]) -> None:
-    """Raises PruneError if any change is not exact, naming the first few and how to go on."""
+    """Raise PruneError if any change is not exact, naming the first few and how to go on."""
     wrong = [change for change in changes if change.reason]
     if wrong:
         raise PruneError(
             f"{len(wrong)} of {len(changes)} changes are not exact; the first: {wrong[0]} "
-            f"({wrong[0].reason}). Leave them out of the plan, or allow them (--allow-inexact) and train "
+            f"({wrong[0].reason}). Leave them out of the recipe, or allow them (--allow-inexact) and train "
             "the result before you judge it"
         )
 
@@ -103,13 +103,13 @@ def _of_group(group: Group, old: dict[str, nn.Module], new: dict[str, nn.Module]
     units = {after * group.units / before for before, after in shares.values()}
     if len(units) > 1:
         return Change(layers, before, after, f"layers of one group would differ ({_named(shares)})")
-    if not (keep := units.pop()).is_integer() or not 0 < keep < group.units:
+    if not (left := units.pop()).is_integer() or not 0 < left < group.units:
         return Change(
             layers, before, after, f"these channels go in steps of {group.step}, and not all of them"
         )
     reason = group.fixed or group.inexact or _other_norm(group, old, new)
     own = shares.get((layers[0], "out"), (before, after))
-    return Change(layers, *own, reason, None if group.fixed else group, int(keep))
+    return Change(layers, *own, reason, None if group.fixed else group, int(left))
 
 
 def _other_norm(group: Group, old: dict[str, nn.Module], new: dict[str, nn.Module]) -> str:
@@ -118,7 +118,7 @@ def _other_norm(group: Group, old: dict[str, nn.Module], new: dict[str, nn.Modul
         norm = new[name]
         left, planned = groups_after(old[name], axis_width(norm, "out")), groups_of(norm)
         if planned is not None and left not in (None, planned):
-            return f"a cut leaves {left} groups of {name}, a {type(norm).__name__}, and the plan {planned}"
+            return f"a cut leaves {left} groups of {name}, a {type(norm).__name__}, and the recipe {planned}"
     return ""
 
 

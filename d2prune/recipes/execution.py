@@ -1,4 +1,4 @@
-"""Carrying out a plan: the channels that count least go, by an ordinary prune, and weights stay."""
+"""Carrying out a recipe: the channels that count least go, by an ordinary prune, and weights stay."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Narrowed:
 
     Attributes:
         model: as the narrower configuration builds it, with the weights that are left.
-        result: of the prune; None if no channel of the plan could go that way.
+        result: of the prune; None if no channel of the recipe could go that way.
         changes: all that is different.
         rows: what became of every tensor that the prune left.
     """
@@ -40,7 +40,7 @@ class Narrowed:
 
 
 def carry_out(cfg: CfgNode, model: nn.Module, narrower: CfgNode, allow_inexact: bool = False) -> Narrowed:
-    """Prunes ``model``, of ``cfg``, to the widths of ``narrower``, and proves it.
+    """Prune ``model``, of ``cfg``, to the widths of ``narrower``, and prove it.
 
     Args:
         cfg: of the model at hand; its MODEL.PRUNING.CRITERION and VERIFY are heeded.
@@ -69,17 +69,17 @@ def carry_out(cfg: CfgNode, model: nn.Module, narrower: CfgNode, allow_inexact: 
 
 
 def request_of(cfg: CfgNode, model: nn.Module, changes: Sequence[Change], allow_inexact: bool) -> Request:
-    """The prune that takes out just the changes' channels: a ratio for each group, and no other group.
+    """Return the prune that takes out just the changes' channels: a ratio for each group, and no other group.
 
     Raises:
         PruneError: if nothing would go.
     """
-    chosen = [(change.group, change.keep) for change in changes if change.group is not None]
+    chosen = [(change.group, change.units) for change in changes if change.group is not None]
     if not chosen:
-        raise PruneError("nothing of the plan can be done by taking channels out")
+        raise PruneError("nothing of the recipe can be done by taking channels out")
     costs = measure_model(model, trace_input_from_cfg(cfg, model))
     left = costs.total("params", widths_with(chosen, costs))
-    ratios = {n: 1 - keep / group.units for group, keep in chosen for n in group.producers}
+    ratios = {n: 1 - left / group.units for group, left in chosen for n in group.producers}
     return Request(
         amount=1 - left / costs.totals.params,
         target="params",
@@ -91,7 +91,7 @@ def request_of(cfg: CfgNode, model: nn.Module, changes: Sequence[Change], allow_
 
 
 def keys_of(request: Request) -> dict[str, Any]:
-    """The request as MODEL.PRUNING.* keys, for a trainer."""
+    """Return the request as MODEL.PRUNING.* keys, for a trainer."""
     return {
         "MODEL.PRUNING.AMOUNT": request.amount,
         "MODEL.PRUNING.TARGET": request.target,
@@ -114,6 +114,6 @@ def _check_same(
         wrong = [name for name in want if not torch.allclose(got[name], want[name], rtol=1e-3, atol=1e-4)]
     if wrong:
         raise PruneError(
-            f"the plan's configuration does not build the pruned model: {wrong[0]} differs; prune with "
+            f"the recipe's configuration does not build the pruned model: {wrong[0]} differs; prune with "
             "MODEL.PRUNE and MODEL.PRUNING.RATIOS, whose pruned.yaml builds it"
         )

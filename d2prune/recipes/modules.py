@@ -41,7 +41,7 @@ class ModuleRow:
 def module_rows(
     model: nn.Module, trace_input: TraceInput, groups: Sequence[Group], max_ratio: float = 0.75
 ) -> tuple[ModuleRow, ...]:
-    """One row per layer with parameters, in the model's order; only counted, nothing is changed.
+    """Return one row per layer with parameters, in the model's order; only counted, nothing is changed.
 
     Args:
         model: on a device that it can run on; its weights do not matter.
@@ -67,17 +67,17 @@ def module_rows(
 
 
 def smallest(groups: Sequence[Group], limits: Sequence[Limits], costs: CostModel) -> dict[Site, int]:
-    """Widths of all axes when every open group is as small as it may be."""
+    """Return the widths of all axes when every open group is as small as it may be."""
     open_ones = [(group, limit) for group, limit in zip(groups, limits, strict=True) if not limit.reason]
     return widths_with([(group, limit.allowed_units[-1]) for group, limit in open_ones], costs)
 
 
 def widths_with(kept: Iterable[tuple[Group, int]], costs: CostModel) -> dict[Site, int]:
-    """Widths of the axes that shrink when of each group only so many units stay."""
+    """Return the widths of the axes that shrink when of each group only so many units stay."""
     gone: Counter[Site] = Counter()
-    for group, keep in kept:
+    for group, left in kept:
         for member in group.members:
-            gone[member.site] += (group.units - keep) * member.indices.shape[1]
+            gone[member.site] += (group.units - left) * member.indices.shape[1]
     layers = costs.layers
     return {
         (name, axis): (layers[name].out if axis == "out" else layers[name].inp) - less
@@ -102,7 +102,7 @@ def _constraints(groups: Sequence[Group], limits: Sequence[Limits]) -> dict[str,
 
 
 def grouped(rows: Iterable[ModuleRow], depth: int) -> tuple[ModuleRow, ...]:
-    """Rows of the same first ``depth`` names in one; 0 leaves every layer by itself."""
+    """Add up rows of the same first ``depth`` names; 0 leaves every layer by itself."""
     parts: dict[str, list[ModuleRow]] = defaultdict(list)
     for row in rows:
         parts[".".join(row.name.split(".")[:depth]) if depth else row.name].append(row)
@@ -128,7 +128,7 @@ def _together(rows: Sequence[ModuleRow], most: int = 3) -> str:
 
 
 def module_table(rows: Sequence[ModuleRow]) -> str:
-    """The rows with their shares of the whole, as text."""
+    """Return the rows with their shares of the whole, as text."""
     params, macs = sum(row.params for row in rows), sum(row.macs for row in rows)
     whole = ModuleRow("in all", params, macs, sum(row.removable for row in rows), "")
     body = [

@@ -1,4 +1,4 @@
-"""Plans: named steps that set keys of a configuration to smaller widths."""
+"""Recipes: named steps that set keys of a configuration to smaller widths."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a plan's file holds; its name is the file's, without the extension."""
+class Recipe:
+    """What a recipe's file holds; its name is the file's, without the extension."""
 
     name: str
     steps: tuple[Step, ...]
 
 
-def read_plan(path: str) -> Plan:
-    """Reads a YAML file: a mapping of each step's name to the keys that it sets.
+def read_recipe(path: str) -> Recipe:
+    """Read a YAML file: a mapping of each step's name to the keys that it sets.
 
     Raises:
         PruneError: if there is no such file, or it holds anything else.
     """
     if not os.path.isfile(path):
-        raise PruneError(f"--plan {path!r} does not exist")
+        raise PruneError(f"--recipe {path!r} does not exist")
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise PruneError(f"--plan {path!r} is no YAML: {error}") from error
+        raise PruneError(f"--recipe {path!r} is no YAML: {error}") from error
     steps = list(content.items()) if isinstance(content, dict) else []
     if not steps or not all(isinstance(keys, dict) and keys for _, keys in steps):
-        raise PruneError(f"--plan {path!r}: expected steps, each a name with the keys that it sets")
+        raise PruneError(f"--recipe {path!r}: expected steps, each a name with the keys that it sets")
     for name, keys in steps:
         for key in keys:
             if not str(key).startswith("MODEL."):
-                raise PruneError(f"--plan {path!r}, step {name!r}: {key} is no key of the model (MODEL.…)")
-    return Plan(Path(path).stem, tuple(Step(str(name), keys) for name, keys in steps))
+                raise PruneError(f"--recipe {path!r}, step {name!r}: {key} is no key of the model (MODEL.…)")
+    return Recipe(Path(path).stem, tuple(Step(str(name), keys) for name, keys in steps))
 
 
 def narrowed(cfg: CfgNode, steps: Sequence[Step]) -> CfgNode:
-    """``cfg`` with the steps' keys set.
+    """Return ``cfg`` with the steps' keys set.
 
     Where a step makes the FPN narrower, the RPN's own channels stay, unless a step sets MODEL.RPN.CONV_DIMS:
     what a proposal network misses, no later part finds.
@@ -70,13 +70,13 @@ def narrowed(cfg: CfgNode, steps: Sequence[Step]) -> CfgNode:
     try:
         out.merge_from_list(pairs)
     except (AssertionError, KeyError, ValueError) as error:  # yacs asserts that a key exists
-        raise PruneError(f"plan: {error.args[0] if error.args else error}") from error
+        raise PruneError(f"recipe: {error.args[0] if error.args else error}") from error
     out.freeze()
     return out
 
 
 def changes_of(cfg: CfgNode, steps: Sequence[Step]) -> dict[str, Any]:
-    """All keys that the steps set, and what follows from them."""
+    """Return all keys that the steps set, and what follows from them."""
     keys = {key: value for step in steps for key, value in step.keys.items()}
     if "MODEL.FPN.OUT_CHANNELS" in keys and RPN_WIDTH not in keys:
         width, dims = cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.RPN.CONV_DIMS
@@ -85,7 +85,7 @@ def changes_of(cfg: CfgNode, steps: Sequence[Step]) -> dict[str, Any]:
 
 
 def write_narrowed(file: str, changes: Mapping[str, Any], path: str) -> None:
-    """Writes a config at ``path`` that is ``file`` with ``changes``, whole or not at all."""
+    """Write a config at ``path`` that is ``file`` with ``changes``, whole or not at all."""
     content: dict[str, Any] = {"_BASE_": os.path.relpath(file, os.path.dirname(path) or ".")}
     for key, value in changes.items():
         *nodes, last = key.split(".")

@@ -1,4 +1,4 @@
-"""What plans would save, by building the narrower models without their weights."""
+"""What recipes would save, by building the narrower models without their weights."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from d2prune.engine.settings import trace_input_from_cfg
 from d2prune.errors import PruneError
 from d2prune.pruning import measure_model
 from d2prune.recipes.changes import Change, changes_between
-from d2prune.recipes.recipe import Plan, Step, narrowed
+from d2prune.recipes.recipe import Recipe, Step, narrowed
 from d2prune.report.table import aligned, quantity
 
 
 @dataclass(frozen=True)
 class StepRow:
-    """One step of a plan, on top of those before it.
+    """One step of a recipe, on top of those before it.
 
     Attributes:
         step: what it sets.
@@ -36,17 +36,17 @@ class StepRow:
 
 @dataclass(frozen=True)
 class WhatIf:
-    """A plan, counted.
+    """A recipe, counted.
 
     Attributes:
-        plan: the plan.
+        recipe: the recipe.
         before: of the whole model.
         after: of the model with all steps.
         rows: one a step.
         changes: of all steps together.
     """
 
-    plan: Plan
+    recipe: Recipe
     before: Totals
     after: Totals
     rows: tuple[StepRow, ...]
@@ -64,7 +64,7 @@ class WhatIf:
 
 
 def outline(cfg: CfgNode) -> nn.Module:
-    """The model of ``cfg`` on the meta device: sizes without values.
+    """Return the model of ``cfg`` on the meta device: sizes without values.
 
     Raises:
         PruneError: if the config builds no model.
@@ -81,44 +81,44 @@ def outline(cfg: CfgNode) -> nn.Module:
         raise PruneError(f"the configuration builds no model: {error!r}") from error
 
 
-def what_if(cfg: CfgNode, plan: Plan, groups: Sequence[Group]) -> WhatIf:
-    """Counts a plan; no weights are read or changed.
+def what_if(cfg: CfgNode, recipe: Recipe, groups: Sequence[Group]) -> WhatIf:
+    """Count a recipe; no weights are read or changed.
 
     Args:
         cfg: of the whole model.
-        plan: its steps.
+        recipe: its steps.
         groups: the whole model's groups of channels.
 
     Raises:
         PruneError: if a step sets an unknown key, or changes nothing.
     """
-    models = [outline(narrowed(cfg, plan.steps[:number])) for number in range(len(plan.steps) + 1)]
+    models = [outline(narrowed(cfg, recipe.steps[:number])) for number in range(len(recipe.steps) + 1)]
     sizes = [measure_model(model, trace_input_from_cfg(cfg, model)).totals for model in models]
     rows = []
-    for number, (step, old, new) in enumerate(zip(plan.steps, sizes, sizes[1:], strict=False)):
+    for number, (step, old, new) in enumerate(zip(recipe.steps, sizes, sizes[1:], strict=False)):
         alone = models[1] if number == 0 else outline(narrowed(cfg, [step]))
         saved = Totals(old.params - new.params, old.macs - new.macs)
         rows.append(StepRow(step, saved, _changed(models[0], groups, alone, step)))
     together = changes_between(models[0], groups, models[-1])
-    return WhatIf(plan, sizes[0], sizes[-1], tuple(rows), together)
+    return WhatIf(recipe, sizes[0], sizes[-1], tuple(rows), together)
 
 
 def _changed(model: nn.Module, groups: Sequence[Group], other: nn.Module, step: Step) -> tuple[Change, ...]:
     changes = changes_between(model, groups, other)
     if not changes:
-        raise PruneError(f"step {step.name!r} of the plan changes no layer: {dict(step.keys)}")
+        raise PruneError(f"step {step.name!r} of the recipe changes no layer: {dict(step.keys)}")
     return changes
 
 
 def what_if_table(results: Sequence[WhatIf]) -> str:
-    """All plans, step by step: what is saved of the whole, and whether that is exact."""
+    """Show all recipes, step by step: what is saved of the whole, and whether that is exact."""
     body: list[list[str]] = []
     for result in results:
         body += [_line(row, result.before) for row in result.rows]
         macs = 1 - result.after.macs / result.before.macs
         how = "exact" if result.exact else "not exact"
         whole = [quantity(result.before.params - result.after.params), f"{result.saved:.2%}", f"{macs:.2%}"]
-        body.append([f"plan {result.plan.name}: {result.after.params:,} left", *whole, how])
+        body.append([f"recipe {result.recipe.name}: {result.after.params:,} left", *whole, how])
     return aligned([["step", "params saved", "of all", "MACs", "by pruning"], *body], left=(0, 4))
 
 

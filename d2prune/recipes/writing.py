@@ -1,4 +1,4 @@
-"""A plan's files: the narrower configuration, and the weights it names."""
+"""A recipe's files: the narrower configuration, and the weights it names."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from torch import nn
 
 from d2prune.checkpoint import loading_table, write_checkpoint
 from d2prune.recipes.execution import Narrowed, carry_out
-from d2prune.recipes.recipe import Plan, changes_of, narrowed, write_narrowed
+from d2prune.recipes.recipe import Recipe, changes_of, narrowed, write_narrowed
 from d2prune.report.table import quantity
 
 
-def write_plan(
+def write_recipe(
     cfg: CfgNode,
     file: str,
     opts: Sequence[str],
-    plan: Plan,
+    recipe: Recipe,
     folder: str,
     model: nn.Module | None = None,
     allow_inexact: bool = False,
 ) -> str:
-    """Writes ``<file>_prune<plan>.yaml``, and with a model also the pruned weights that it names.
+    """Write ``<file>_prune<recipe>.yaml``, and with a model also the pruned weights that it names.
 
     Args:
         cfg: the whole configuration.
         file: where it was read from.
         opts: KEY VALUE KEY VALUE … that were set besides.
-        plan: what to narrow.
+        recipe: what to narrow.
         folder: where to write.
         model: of ``cfg``, with its weights: is pruned; None writes the configuration only.
         allow_inexact: see :func:`d2prune.recipes.carry_out`.
@@ -42,11 +42,11 @@ def write_plan(
     Raises:
         PruneError: as :func:`d2prune.recipes.carry_out`; nothing is written then.
     """
-    path = Path(folder) / f"{Path(file).stem}_prune{plan.name}.yaml"
-    changes = {key: _value(cfg, key) for key in opts[::2]} | changes_of(cfg, plan.steps)
+    path = Path(folder) / f"{Path(file).stem}_prune{recipe.name}.yaml"
+    changes = {key: _value(cfg, key) for key in opts[::2]} | changes_of(cfg, recipe.steps)
     changes["MODEL.WEIGHTS"], text = "", "sizes only"
     if model is not None:
-        done = carry_out(cfg, model, narrowed(cfg, plan.steps), allow_inexact)
+        done = carry_out(cfg, model, narrowed(cfg, recipe.steps), allow_inexact)
         weights = path.with_suffix(".pth")
         write_checkpoint({"model": done.model.state_dict()}, weights)
         changes["MODEL.WEIGHTS"], text = str(weights.resolve()), _outcome(done)

@@ -1,7 +1,7 @@
-"""What a prune came to: latency, pictures, tables, verdict, report."""
+"""What a prune came to: latency, images, tables, verdict, report."""
 
 from d2prune.report.html import write_report
-from d2prune.report.images import Picture, PictureRow, example_pictures
+from d2prune.report.images import Image, ImageRow, example_images
 from d2prune.report.machine import environment
 from d2prune.report.table import latency_table, stage_table
 from d2prune.report.timing import Latency, latency, real_inputs
@@ -9,10 +9,10 @@ from d2prune.report.verdict import verdict
 
 __all__ = [
     "Latency",
-    "Picture",
-    "PictureRow",
+    "Image",
+    "ImageRow",
     "environment",
-    "example_pictures",
+    "example_images",
     "latency",
     "latency_table",
     "real_inputs",

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 SIDES = (256, 512)
-"""Longer side of a picture in pixels: below the first it is hard to read, above the second the
+"""Longer side of a drawn image in pixels: below the first it is hard to read, above the second the
 report grows by megabytes."""
 
 OPACITY = 0.45
@@ -33,25 +33,25 @@ class Drawing:
 
 
 def draw(image: np.ndarray, drawing: Drawing) -> bytes:
-    """A PNG of the RGB image (H, W, 3) with the drawing on it.
+    """Return a PNG of the RGB image (H, W, 3) with the drawing on it.
 
     Small images are enlarged and large ones reduced. Colours go by class, so that they are alike in
-    every picture.
+    every image.
     """
     height, width = image.shape[:2]
     scale = min(max(SIDES[0] / max(height, width), 1.0), SIDES[1] / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    canvas = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     colours = [_colour(kind) for kind in drawing.classes]
     if drawing.masks is not None:
-        picture = _blend(picture, drawing.masks, colours)
-    pen = ImageDraw.Draw(picture)
+        canvas = _blend(canvas, drawing.masks, colours)
+    pen = ImageDraw.Draw(canvas)
     for box, colour in zip(drawing.boxes * scale, colours, strict=True):
         pen.rectangle(_clipped(box, size), outline=colour, width=1)
     for box, label, colour in zip(drawing.boxes * scale, drawing.labels, colours, strict=True):
         _write(pen, _clipped(box, size), label, colour, size)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    canvas.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -61,11 +61,11 @@ def _colour(kind: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _blend(picture: Image.Image, masks: np.ndarray, colours: Sequence[Colour]) -> Image.Image:
-    pixels = np.asarray(picture, dtype=np.float32).copy()
+def _blend(canvas: Image.Image, masks: np.ndarray, colours: Sequence[Colour]) -> Image.Image:
+    pixels = np.asarray(canvas, dtype=np.float32).copy()
     for mask, colour in zip(masks, colours, strict=True):
         large = Image.fromarray(mask.astype(np.uint8) * 255)
-        inside = np.asarray(large.resize(picture.size, Image.Resampling.BILINEAR)) > 127
+        inside = np.asarray(large.resize(canvas.size, Image.Resampling.BILINEAR)) > 127
         pixels[inside] += OPACITY * (np.array(colour, dtype=np.float32) - pixels[inside])
         pixels[_edge(inside)] = colour
     return Image.fromarray(pixels.round().astype(np.uint8))
@@ -91,7 +91,7 @@ def _write(
     colour: Colour,
     size: tuple[int, int],
 ) -> None:
-    """The label in the box's upper left corner, on a plate of its colour, inside the picture."""
+    """The label in the box's upper left corner, on a plate of its colour, inside the image."""
     _, _, width, height = pen.textbbox((0, 0), text, font=_font())
     x = max(0.0, min(box[0], size[0] - width - 4))
     y = max(0.0, min(box[1], size[1] - height - 4))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from d2prune.core.types import Coverage
 from d2prune.errors import PruneError
 from d2prune.files import atomic_write
 from d2prune.report import verdict as wording
-from d2prune.report.images import PictureRow
-from d2prune.report.table import COLUMNS, MISSING, known, quantity, signed, stage_rows
+from d2prune.report.images import ImageRow
+from d2prune.report.record import Report
+from d2prune.report.table import COLUMNS, MISSING, quantity, signed, stage_rows
 
-Row = Mapping[str, Any]
 FEW_LAYERS = 40
 """Up to so many layers the chart of widths starts unfolded."""
 
@@ -32,20 +33,27 @@ class Tile:
     tone: str
 
 
-def write_report(
-    report: Mapping[str, Any], path: str | os.PathLike[str], pictures: Sequence[PictureRow] = ()
-) -> None:
-    """Writes the HTML report, whole or not at all; a file already there is replaced.
+@dataclass(frozen=True)
+class Chart:
+    """Widths of the layers of one part of the model, and the widest of the whole model."""
+
+    name: str
+    widest: int
+    rows: tuple[Coverage, ...]
+
+
+def write_report(report: Report, path: str | os.PathLike[str], images: Sequence[ImageRow] = ()) -> None:
+    """Write the HTML report, whole or not at all; a file already there is replaced.
 
     Args:
-        report: the content of pruning_report.json.
+        report: what to show.
         path: of the HTML file; its folder exists.
-        pictures: rows as :func:`d2prune.report.images.example_pictures` draws them.
+        images: rows as :func:`d2prune.report.images.example_images` draws them.
 
     Raises:
         PruneError: the file cannot be written.
     """
-    text = render(report, pictures)
+    text = render(report, images)
     try:
         with atomic_write(path) as file:
             file.write(text)
@@ -53,14 +61,14 @@ def write_report(
         raise PruneError(f"cannot write the report {str(path)!r}: {error.strerror}") from error
 
 
-def render(report: Mapping[str, Any], pictures: Sequence[PictureRow] = ()) -> str:
-    """The report as HTML text; everything that comes from outside is escaped."""
+def render(report: Report, images: Sequence[ImageRow] = ()) -> str:
+    """Return the report as HTML text; everything that comes from outside is escaped."""
     engine = Environment(
         loader=PackageLoader("d2prune", "report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     engine.filters.update(quantity=quantity, png=_data_uri)
-    coverage = report["coverage"]
+    coverage = report.coverage
     return engine.get_template("report.html").render(
         report=report,
         verdict=wording.verdict(report),
@@ -69,84 +77,76 @@ def render(report: Mapping[str, Any], pictures: Sequence[PictureRow] = ()) -> st
         stages=stage_rows(report),
         charts=charts(coverage),
         unfold=sum(map(_counts, coverage)) <= FEW_LAYERS,
-        whole=[row for row in left_whole(coverage) if row["macs"]],
-        free=[row for row in left_whole(coverage) if not row["macs"]],
-        pruned=[row for row in by_cost(coverage) if row["status"] == "pruned"],
-        total=max(1, report["before"]["macs"]),
-        pictures=pictures,
-        facts={"What was asked for": _request(report), "Where it ran": _environment(report)},
+        whole=[row for row in left_whole(coverage) if row.macs],
+        free=[row for row in left_whole(coverage) if not row.macs],
+        pruned=[row for row in by_cost(coverage) if row.status == "pruned"],
+        total=max(1, report.before.macs),
+        images=images,
+        facts=_facts(report),
     )
 
 
-def tiles(report: Mapping[str, Any]) -> list[Tile]:
-    """The headline: size, proof and AP."""
+def tiles(report: Report) -> list[Tile]:
+    """Return the headline: size, proof and AP."""
     return [_size_tile(report), _proof_tile(report), _ap_tile(report)]
 
 
-def charts(coverage: Sequence[Row]) -> list[dict[str, Any]]:
-    """Widths by the model's parts, in its own order, of the layers that cost MACs.
+def charts(coverage: Sequence[Coverage]) -> list[Chart]:
+    """Chart widths by the model's parts, in its own order, of the layers that cost MACs.
 
     The others (norms, scales) have the width of the layer that they follow.
     """
     rows = [row for row in coverage if _counts(row)]
-    widest = max((row["before"] for row in rows), default=1)
-    parts = groupby(rows, lambda row: row["name"].partition(".")[0])
-    return [{"name": name, "widest": widest, "rows": list(layers)} for name, layers in parts]
+    widest = max((row.before for row in rows), default=1)
+    parts = groupby(rows, lambda row: row.name.partition(".")[0])
+    return [Chart(name, widest, tuple(layers)) for name, layers in parts]
 
 
-def left_whole(coverage: Sequence[Row]) -> list[Row]:
-    """Layers that lost nothing, the costliest first: where the most was forgone."""
-    return [row for row in by_cost(coverage) if row["status"] != "pruned"]
+def left_whole(coverage: Sequence[Coverage]) -> list[Coverage]:
+    """Return the layers that lost nothing, the costliest first: where the most was forgone."""
+    return [row for row in by_cost(coverage) if row.status != "pruned"]
 
 
-def by_cost(coverage: Sequence[Row]) -> list[Row]:
-    """Falling MACs; the model's order among equals."""
-    return sorted(coverage, key=lambda row: -row["macs"])
+def by_cost(coverage: Sequence[Coverage]) -> list[Coverage]:
+    """Sort by falling MACs; equals stay in the model's order."""
+    return sorted(coverage, key=lambda row: -row.macs)
 
 
-def _counts(row: Row) -> bool:
-    return row["macs"] > 0 and row["before"] > 0
+def _counts(row: Coverage) -> bool:
+    return row.macs > 0 and row.before > 0
 
 
 def _data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def _size_tile(report: Mapping[str, Any]) -> Tile:
-    before, after = (quantity(report[when]["macs"]) for when in ("before", "after"))
-    fraction = wording.fraction_removed(report, "macs")
-    return Tile("MACs removed", f"{fraction:.1%}", f"{before} → {after} per image", "plain")
+def _size_tile(report: Report) -> Tile:
+    before, after = report.before.macs, report.after.macs
+    fraction = wording.fraction_removed(before, after)
+    note = f"{quantity(before)} → {quantity(after)} per image"
+    return Tile("MACs removed", f"{fraction:.1%}", note, "plain")
 
 
-def _proof_tile(report: Mapping[str, Any]) -> Tile:
-    proof = report.get("proof")
-    state = wording.proof_state(proof)
-    note = "" if proof is None else f"error {proof['error']:.1e}, control {proof['control_error']:.1e}"
+def _proof_tile(report: Report) -> Tile:
+    proof, state = report.proof, wording.proof_state(report.proof)
+    note = "" if proof is None else f"error {proof.error:.1e}, control {proof.control_error:.1e}"
     return Tile("Proof", state, note, "good" if state == "exact" else "warn")
 
 
-def _ap_tile(report: Mapping[str, Any]) -> Tile:
+def _ap_tile(report: Report) -> Tile:
     metric, change = wording.ap_metric(report), wording.ap_change(report)
     if metric is None or change is None:
         return Tile("AP", "not evaluated", "", "warn")
-    key, name = metric
-    stages = [stage for stage in report["stages"] if stage["name"] != wording.CONTROL]
-    figures = [known(stage.get(key)) for stage in stages]
+    figures = [metric.of(stage) for stage in wording.judged(report)]
     shown = " → ".join(MISSING if value is None else f"{value:.1f}" for value in figures)
     tone = "good" if change > -1 else "warn"
-    return Tile(f"{name} against the baseline", f"{signed(change)} points", shown, tone)
+    return Tile(f"{metric.name} against the baseline", f"{signed(change)} points", shown, tone)
 
 
-def _request(report: Mapping[str, Any]) -> dict[str, str]:
-    asked = {key: _plain(value) for key, value in report["request"].items()}
-    return asked | {
-        "reached": f"{report['reached']:.4f}",
-        "input_size": _plain(report["input_size"]),
-    }
-
-
-def _environment(report: Mapping[str, Any]) -> dict[str, str]:
-    return {key: _plain(value) for key, value in report["environment"].items()}
+def _facts(report: Report) -> dict[str, dict[str, str]]:
+    reached = {"reached": f"{report.reached:.4f}", "input_size": report.input_size}
+    facts = {"What was asked for": {**report.request, **reached}, "Where it ran": report.environment}
+    return {title: {key: _plain(value) for key, value in rows.items()} for title, rows in facts.items()}
 
 
 def _plain(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Example pictures: what the data says, and what each model sees, side by side."""
+"""Example images: what the data says, and what each model sees, side by side."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from d2prune.report.timing import evaluating
 
 
 @dataclass(frozen=True)
-class Picture:
+class Image:
     """A PNG file's bytes with the words under it."""
 
     caption: str
@@ -28,14 +28,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class PictureRow:
+class ImageRow:
     """One image: its ground truth, then what each model finds."""
 
     title: str
-    pictures: tuple[Picture, ...]
+    images: tuple[Image, ...]
 
 
-def example_pictures(
+def example_images(
     dataset_dicts: Sequence[dict[str, Any]],
     models: Mapping[str, nn.Module],
     metadata: Metadata,
@@ -43,8 +43,8 @@ def example_pictures(
     *,
     mapper: Callable[[dict[str, Any]], dict[str, Any]],
     threshold: float = 0.5,
-) -> list[PictureRow]:
-    """Draws ground truth and detections on ``count`` images, the same ones each time.
+) -> list[ImageRow]:
+    """Draw ground truth and detections on ``count`` images, the same ones each time.
 
     The images are spread evenly over those with annotations (over all where none has any), so no
     result has a say in which are shown. Models run in eval mode and keep the mode they were in.
@@ -68,13 +68,13 @@ def example_pictures(
             found = {"ground truth": _truth(entry, names, image.shape[:2])}
             for name, model in models.items():
                 found[name] = _detections(name, model([mapper(entry)])[0], names, threshold)
-            pictures = [Picture(caption, draw(image, shown)) for caption, shown in found.items()]
-            rows.append(PictureRow(Path(entry["file_name"]).name, tuple(pictures)))
+            images = [Image(caption, draw(image, shown)) for caption, shown in found.items()]
+            rows.append(ImageRow(Path(entry["file_name"]).name, tuple(images)))
     return rows
 
 
 def choose(dataset_dicts: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Records spread evenly over those that have annotations."""
+    """Choose records spread evenly over those that have annotations."""
     pool = [entry for entry in dataset_dicts if entry.get("annotations")] or list(dataset_dicts)
     count = min(count, len(pool))
     return [pool[(2 * i + 1) * len(pool) // (2 * count)] for i in range(count)]
@@ -107,9 +107,7 @@ def _detections(
     name: str, output: Mapping[str, Any], names: Sequence[str] | None, threshold: float
 ) -> Drawing:
     if "instances" not in output:
-        raise PruneError(
-            f"model {name!r} gives {', '.join(output)}; pictures can be drawn of 'instances' only"
-        )
+        raise PruneError(f"model {name!r} gives {', '.join(output)}; images can be drawn of 'instances' only")
     found: Instances = output["instances"]
     found = found[found.scores >= threshold]
     classes, scores = found.pred_classes.tolist(), found.scores.tolist()

@@ -12,7 +12,7 @@ import torch
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Device, versions, threads and command line of this process, as plain data."""
+    """Return the device, versions, threads and command line of this process, as plain data."""
     return {
         "device": device_name(device),
         "d2prune": _version("d2prune"),
@@ -24,7 +24,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """The maker's name of an accelerator or a processor, else the device's type."""
+    """Return the maker's name of an accelerator or a processor, else the device's type."""
     if is_accelerator(device):
         module = torch.get_device_module(device)
         name = getattr(module, "get_device_name", None)

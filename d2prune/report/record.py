@@ -1,4 +1,4 @@
-"""What a prune leaves in OUTPUT_DIR besides the checkpoint: spec, report, pruned.yaml."""
+"""The report of a prune: what was asked for, what came of it, and one stage per evaluated model."""
 
 from __future__ import annotations
 
@@ -6,73 +6,170 @@ import dataclasses
 import json
 import math
 import os
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.config import get_cfg as detectron2_cfg
 
-from d2prune.checkpoint.pruned_model import CONFIG_FILE
+from d2prune.core.types import Coverage, Proof, Totals
 from d2prune.files import atomic_write
 from d2prune.pruning import PruneResult
 from d2prune.report.machine import environment
+from d2prune.report.timing import Latency
 
-SPEC_FILE, REPORT_FILE, STOCK_FILE = "pruning_spec.json", "pruning_report.json", "pruned_stock.yaml"
-Report = dict[str, Any]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-
-def report_of(result: PruneResult[Any], cfg: CfgNode, size: tuple[int, int]) -> Report:
-    """The report as plain data; stages are added as they are evaluated."""
-    return {
-        "version": 1,
-        "base": result.spec.base,
-        "request": dataclasses.asdict(result.request),
-        "reached": result.reached,
-        "before": dataclasses.asdict(result.before),
-        "after": dataclasses.asdict(result.after),
-        "proof": dataclasses.asdict(result.proof) if result.proof is not None else None,
-        "coverage": [dataclasses.asdict(row) for row in result.coverage],
-        "input_size": list(size),
-        "environment": environment(torch.device(cfg.MODEL.DEVICE)),
-        "stages": [],
-    }
+REPORT_FILE = "pruning_report.json"
+BASELINE, PRUNED, FINE_TUNED, CONTROL = "baseline", "pruned", "fine-tuned", "continued baseline"
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
-def stage(
-    name: str,
-    totals: Mapping[str, int],
-    results: Mapping[str, Any],
-    weights: str,
-    iterations: int | None = None,
-) -> dict[str, Any]:
-    """One row of the report's table.
+@dataclass(frozen=True)
+class Stage:
+    """One evaluated model: a row of the report's table.
 
-    Args:
+    Attributes:
         name: "baseline", "pruned", "fine-tuned", …
-        totals: params and macs.
-        results: what the trainer's ``test`` returned.
+        params, macs: its size; MACs of one image.
+        box_ap, mask_ap: AP, 0..100; None where it was not evaluated.
+        latency_ms: times of the network alone; None where it was not timed.
         weights: path of the checkpoint.
-        iterations: trained in this stage.
+        iterations: trained in this stage; None without training.
     """
+
+    name: str
+    params: int
+    macs: int
+    box_ap: float | None = None
+    mask_ap: float | None = None
+    latency_ms: Latency | None = None
+    weights: str = ""
+    iterations: int | None = None
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the stage has any AP."""
+        return self.box_ap is not None or self.mask_ap is not None
+
+
+@dataclass(frozen=True)
+class Detections:
+    """How many detections of the masked and the pruned model match, end to end, on how many images."""
+
+    masked: int
+    pruned: int
+    matched: int
+    score: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """The content of pruning_report.json.
+
+    Attributes:
+        base: class of the model that was pruned.
+        request: what was asked for, as plain values.
+        reached: fraction of the request's target that was removed.
+        before, after: of the whole model.
+        proof: None where it was switched off.
+        coverage: one row per layer.
+        input_size: (height, width) that MACs are counted on.
+        environment: where it ran.
+        stages: the evaluated models, in the order of their making.
+        detections: None where detections were not compared.
+        version: of the format.
+    """
+
+    base: str
+    request: Mapping[str, Any]
+    reached: float
+    before: Totals
+    after: Totals
+    proof: Proof | None
+    coverage: tuple[Coverage, ...]
+    input_size: tuple[int, ...]
+    environment: Mapping[str, Any]
+    stages: tuple[Stage, ...] = ()
+    detections: Detections | None = None
+    version: int = 1
+
+    def stage(self, name: str) -> Stage | None:
+        """Return the stage of that name; None if there is none."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    def with_stage(self, stage: Stage) -> Report:
+        """Return the report with one more stage, in place of one of the same name."""
+        others = tuple(other for other in self.stages if other.name != stage.name)
+        return dataclasses.replace(self, stages=(*others, stage))
+
+    def to_json(self) -> str:
+        """Return the report as text.
+
+        Raises:
+            ValueError: for a number that JSON lacks.
+        """
+        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Read what :meth:`to_json` wrote; keys of later versions are passed over."""
+        data = json.loads(text)
+        nested: dict[str, Any] = {
+            "before": _read(Totals, data["before"]),
+            "after": _read(Totals, data["after"]),
+            "proof": _read_proof(data.get("proof")),
+            "coverage": tuple(_read(Coverage, row) for row in data["coverage"]),
+            "stages": tuple(_read_stage(row) for row in data["stages"]),
+            "detections": _read(Detections, data["detections"]) if data.get("detections") else None,
+        }
+        return _read(cls, {**data, **nested, "input_size": tuple(data["input_size"])})
+
+
+def _read(record: type[Record], data: Mapping[str, Any]) -> Record:
+    fields = {field.name for field in dataclasses.fields(record)}
+    return record(**{key: value for key, value in data.items() if key in fields})
+
+
+def _read_proof(data: Mapping[str, Any] | None) -> Proof | None:
+    return _read(Proof, {**data, "compared": tuple(data["compared"])}) if data else None
+
+
+def _read_stage(data: Mapping[str, Any]) -> Stage:
+    times = data.get("latency_ms")
+    return _read(Stage, {**data, "latency_ms": _read(Latency, times) if times else None})
+
+
+def report_of(result: PruneResult[Any], size: tuple[int, int], device: torch.device) -> Report:
+    """Return the report of a prune, without stages: these are added as they are evaluated."""
+    return Report(
+        base=result.spec.base,
+        request=dataclasses.asdict(result.request),
+        reached=result.reached,
+        before=result.before,
+        after=result.after,
+        proof=result.proof,
+        coverage=result.coverage,
+        input_size=size,
+        environment=environment(device),
+    )
+
+
+def stage_of(
+    name: str, totals: Totals, results: Mapping[str, Any], weights: str, iterations: int | None = None
+) -> Stage:
+    """Return a stage, with the AP of what the trainer's ``test`` returned."""
     aps = average_precision(results)
-    return {
-        "name": name,
-        "params": totals["params"],
-        "macs": totals["macs"],
-        "box_ap": aps.get("bbox"),
-        "mask_ap": aps.get("segm"),
-        "latency_ms": None,
-        "weights": weights,
-        "iterations": iterations,
-    }
+    return Stage(
+        name, totals.params, totals.macs, aps.get("bbox"), aps.get("segm"), None, weights, iterations
+    )
 
 
 def average_precision(results: Mapping[str, Any]) -> dict[str, float]:
-    """AP by task ("bbox", "segm", …) of the first data set that has any; empty if none was evaluated.
+    """Return AP by task ("bbox", "segm", …) of the first data set that has any; empty if there is none.
 
     COCOEvaluator reports NaN for a model without a single detection: that is an AP of 0.
     """
@@ -87,65 +184,14 @@ def average_precision(results: Mapping[str, Any]) -> dict[str, float]:
     return next((inner for inner in nested if inner), {})
 
 
-def write_report_json(report: Report, folder: str) -> None:
-    """Writes pruning_report.json, whole or not at all."""
-    with atomic_write(os.path.join(folder, REPORT_FILE)) as file:
-        json.dump(report, file, indent=1, allow_nan=False)
+def write_report_json(report: Report, folder: str | os.PathLike[str]) -> None:
+    """Write pruning_report.json, whole or not at all."""
+    text = report.to_json()
+    with atomic_write(Path(folder) / REPORT_FILE) as file:
+        file.write(text)
 
 
-def read_report_json(folder: str) -> Report | None:
-    """The report beside a pruned checkpoint; None if it is gone."""
+def read_report_json(folder: str | os.PathLike[str]) -> Report | None:
+    """Read the report beside a pruned checkpoint; None if it is gone."""
     path = Path(folder) / REPORT_FILE
-    if not path.is_file():
-        return None
-    report: Report = json.loads(path.read_text(encoding="utf-8"))
-    return report
-
-
-def write_pruned_config(cfg: CfgNode, folder: str, weights: str) -> str:
-    """Writes ``cfg`` whole, with META_ARCHITECTURE "PrunedModel", as pruned.yaml; returns its path.
-
-    pruned_stock.yaml beside it is the same with Detectron2's own keys only, for scripts that start
-    from Detectron2's get_cfg(), which refuses a file with any other key.
-    """
-    out = cfg.clone()
-    out.defrost()
-    if not out.MODEL.PRUNING.BASE:  # it is set where a pruned.yaml was fine-tuned or pruned again
-        out.MODEL.PRUNING.BASE = out.MODEL.META_ARCHITECTURE
-    out.MODEL.META_ARCHITECTURE = "PrunedModel"
-    out.MODEL.PRUNING.SPEC = os.path.abspath(os.path.join(folder, SPEC_FILE))
-    out.MODEL.WEIGHTS = os.path.abspath(weights)
-    out.MODEL.PRUNE = out.MODEL.FINETUNE = False
-    out.MODEL.PRUNING.FADE = 0.0  # it was meant for what is gone now
-    path = os.path.join(folder, CONFIG_FILE)
-    with atomic_write(path) as file:
-        file.write(out.dump())
-    with atomic_write(os.path.join(folder, STOCK_FILE)) as file:
-        file.write(_restricted(out, detectron2_cfg()).dump())
-    return path
-
-
-def _restricted(cfg: CfgNode, to: CfgNode) -> CfgNode:
-    """The values of ``cfg`` for the keys of ``to``, which is changed and returned."""
-    for key, value in to.items():
-        to[key] = _restricted(cfg[key], value) if isinstance(value, CfgNode) else cfg[key]
-    return to
-
-
-def next_command(weights: str) -> str:
-    """The command that was run, turned into the one that fine-tunes its result."""
-    words, kept = sys.argv[1:], []
-    replaced = {"MODEL.PRUNE", "MODEL.FINETUNE", "MODEL.WEIGHTS"}
-    while words:
-        word = words.pop(0)
-        if word in replaced:
-            words = words[1:]
-        elif word != "--resume":
-            kept.append(word)
-    return same_script("train_net.py", [*kept, "MODEL.FINETUNE", "True", "MODEL.WEIGHTS", weights])
-
-
-def same_script(otherwise: str, words: Sequence[str]) -> str:
-    """A command of the script that runs, or of ``otherwise`` if none does."""
-    script = sys.argv[0] if sys.argv[0].endswith(".py") else otherwise
-    return shlex.join(["python", script, *words])
+    return Report.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from d2prune.report.record import BASELINE, PRUNED, Report, Stage
 from d2prune.report.timing import Latency
 
+Show = Callable[[float], str]
+Compare = Callable[[float, float], str]
 MISSING = "—"
 MINUS = "−"
 COLUMNS = ("params", "MACs", "box AP", "mask AP", "network, batch 1")
@@ -33,25 +36,25 @@ class StageRow:
     cells: tuple[Cell, ...]
 
 
-def stage_rows(report: Mapping[str, Any]) -> list[StageRow]:
-    """The stages of a report, each figure with its change against the baseline.
+def stage_rows(report: Report) -> list[StageRow]:
+    """Return the stages of a report, each figure with its change against the baseline.
 
     The baseline is the stage of that name, else the first. What was not measured is a dash.
     """
-    stages = report.get("stages") or _unmeasured(report)
-    base = next((stage for stage in stages if stage["name"] == "baseline"), stages[0])
-    return [StageRow(stage["name"], _cells(stage, base)) for stage in stages]
+    stages = report.stages or _unmeasured(report)
+    base = next((stage for stage in stages if stage.name == BASELINE), stages[0])
+    return [StageRow(stage.name, _cells(stage, None if stage is base else base)) for stage in stages]
 
 
-def stage_table(report: Mapping[str, Any]) -> str:
-    """The table that the log, the demo and the README show, from pruning_report.json's content."""
+def stage_table(report: Report) -> str:
+    """Return the table that the log, the demo and the README show."""
     rows = stage_rows(report)
     body = [[row.name, *(str(cell) for cell in row.cells)] for row in rows]
     return aligned([["", *COLUMNS], *body])
 
 
 def latency_table(results: Mapping[str, Latency], environment: Mapping[str, Any]) -> str:
-    """A benchmark as text, with what :func:`d2prune.report.machine.environment` tells."""
+    """Return a benchmark as text, with what :func:`d2prune.report.machine.environment` tells."""
     heads = ["", "median, ms", "min", "max", "ratio to the first", "half of the ratios", "runs"]
     body = [
         [
@@ -68,7 +71,7 @@ def latency_table(results: Mapping[str, Latency], environment: Mapping[str, Any]
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Columns of equal width under a rule: those numbered in ``left`` to the left, others to the right."""
+    """Align columns under a rule: those numbered in ``left`` to the left, others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def line(row: Sequence[str]) -> str:
@@ -81,12 +84,12 @@ def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
 
 
 def known(value: float | None) -> float | None:
-    """A measured figure; None for one that is missing or, as COCO's for empty sets, not finite."""
+    """Return a measured figure; None for one that is missing or, as COCO's for empty sets, not finite."""
     return None if value is None or not math.isfinite(value) else value
 
 
 def quantity(value: float | None) -> str:
-    """A count in thousands, millions or billions, three significant digits: "3.25 M"."""
+    """Return a count in thousands, millions or billions, three significant digits: "3.25 M"."""
     value = known(value)
     if value is None:
         return MISSING
@@ -99,37 +102,33 @@ def quantity(value: float | None) -> str:
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """With its sign, a true minus, and no sign where it rounds to zero."""
+    """Write a number with its sign, a true minus, and no sign where it rounds to zero."""
     text = f"{abs(value):.{digits}f}"
     if float(text) == 0:
         return text
     return f"{MINUS if value < 0 else '+'}{text}"
 
 
-def _unmeasured(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Before and after a prune that nothing evaluated."""
-    return [{"name": "baseline", **report["before"]}, {"name": "pruned", **report["after"]}]
+def _unmeasured(report: Report) -> tuple[Stage, ...]:
+    """Return the stages before and after a prune that nothing evaluated."""
+    before, after = report.before, report.after
+    return Stage(BASELINE, before.params, before.macs), Stage(PRUNED, after.params, after.macs)
 
 
-def _cells(stage: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[Cell, ...]:
-    other = None if stage is base else base
-    size = [_cell(stage, other, key, quantity, _percent) for key in ("params", "macs")]
-    ap = [_cell(stage, other, key, "{:.1f}".format, _points) for key in ("box_ap", "mask_ap")]
-    return (*size, *ap, _latency(stage, other))
+def _cells(stage: Stage, base: Stage | None) -> tuple[Cell, ...]:
+    def cell(read: Callable[[Stage], float | None], show: Show, compare: Compare) -> Cell:
+        value, before = known(read(stage)), known(read(base)) if base else None
+        if value is None:
+            return Cell(MISSING)
+        return Cell(show(value), "" if before is None else compare(value, before))
 
-
-def _cell(
-    stage: Mapping[str, Any],
-    base: Mapping[str, Any] | None,
-    key: str,
-    show: Callable[[float], str],
-    compare: Callable[[float, float], str],
-) -> Cell:
-    value = known(stage.get(key))
-    if value is None:
-        return Cell(MISSING)
-    before = known(base.get(key)) if base else None
-    return Cell(show(value), "" if before is None else compare(value, before))
+    return (
+        cell(lambda one: one.params, quantity, _percent),
+        cell(lambda one: one.macs, quantity, _percent),
+        cell(lambda one: one.box_ap, "{:.1f}".format, _points),
+        cell(lambda one: one.mask_ap, "{:.1f}".format, _points),
+        _latency(stage, base),
+    )
 
 
 def _percent(value: float, before: float) -> str:
@@ -140,9 +139,9 @@ def _points(value: float, before: float) -> str:
     return signed(value - before)
 
 
-def _latency(stage: Mapping[str, Any], base: Mapping[str, Any] | None) -> Cell:
-    times = stage.get("latency_ms")
-    if not times:
+def _latency(stage: Stage, base: Stage | None) -> Cell:
+    times = stage.latency_ms
+    if times is None:
         return Cell(MISSING)
-    ratio = known(times.get("ratio")) if base else None
-    return Cell(f"{times['median']:.1f} ms", "" if ratio is None else f"×{ratio:.2f}")
+    ratio = known(times.ratio) if base else None
+    return Cell(f"{times.median:.1f} ms", "" if ratio is None else f"×{ratio:.2f}")

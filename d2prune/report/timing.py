@@ -54,7 +54,7 @@ def latency(
     *,
     dense: bool = False,
 ) -> dict[str, Latency]:
-    """Times Detectron2 models end to end: preprocessing, network, decoding and postprocessing.
+    """Time Detectron2 models end to end: preprocessing, network, decoding and postprocessing.
 
     Every model sees every input in turn. Modes (train, eval) are put back afterwards.
 
@@ -83,7 +83,7 @@ def latency(
 
 
 def real_inputs(cfg: CfgNode, count: int) -> list[Batch]:
-    """The first ``count`` images of the config's first test set, each a batch of one.
+    """Return the first ``count`` images of the config's first test set, each a batch of one.
 
     Raises:
         PruneError: DATASETS.TEST is empty, or ``count`` is not 1 or more.
@@ -98,7 +98,7 @@ def real_inputs(cfg: CfgNode, count: int) -> list[Batch]:
 
 @contextmanager
 def evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Eval mode inside; afterwards every module is back in the mode that it had itself."""
+    """Set eval mode inside; afterwards every module is back in the mode that it had itself."""
     models = list(models)
     modes = {module: module.training for model in models for module in model.modules()}
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from d2prune.data.digits import Recipe, make_digits
+from d2prune.data.digits import DigitsRecipe, make_digits
 from d2prune.errors import PruneError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "configs" / "DETR" / "train_digits.py"
@@ -25,7 +25,7 @@ def script():
 @pytest.mark.parametrize("kind", ["d-fine", pytest.param("rt-detr", marks=pytest.mark.slow)])
 def test_it_trains_prunes_fine_tunes_and_reloads(script, kind, tmp_path, capsys):
     pytest.importorskip("transformers", reason="transformers is not installed")
-    make_digits(tmp_path / "digits", Recipe(train=4, val=2), processes=1)
+    make_digits(tmp_path / "digits", DigitsRecipe(train=4, val=2), processes=1)
     words = f"--model {kind} --steps 2 --finetune-steps 2 --batch 2 --device cpu".split()
     args = ["--data", str(tmp_path / "digits"), "--output", str(tmp_path / "out"), *words]
     report = script.main(script.parse(args))

@@ -7,18 +7,18 @@ import torch
 from detectron2.modeling import build_model as detectron2_build
 
 from d2prune.checkpoint import PruningCheckpointer, build_from_cfg, build_model, spec_of_file
+from d2prune.engine import outputs
 from d2prune.errors import PruneError
 from d2prune.rebuild import spec_of_model
-from d2prune.report import record
 from tests.tiny_blendmask import detect, equal, tiny_cfg, tiny_model, tiny_prune
 
 
 @pytest.fixture
 def pruned_cfg(saved, result, tmp_path):
     """pruned.yaml, read."""
-    (tmp_path / record.SPEC_FILE).write_text(result.spec.to_json())
+    (tmp_path / outputs.SPEC_FILE).write_text(result.spec.to_json())
     cfg, faded = tiny_cfg(), tiny_cfg("MODEL.PRUNING.FADE", 0.01)
-    cfg.merge_from_file(record.write_pruned_config(faded, str(tmp_path), str(saved)))
+    cfg.merge_from_file(outputs.write_pruned_config(faded, str(tmp_path), str(saved)))
     return cfg
 
 
@@ -58,7 +58,7 @@ def test_an_unknown_base_is_named(pruned_cfg, base):
     "text", ["", "{", "[]", '{"version": 1}', '{"version": 3, "base": "A", "layers": {}}']
 )
 def test_a_damaged_spec_is_named(pruned_cfg, tmp_path, text):
-    (tmp_path / record.SPEC_FILE).write_text(text)
+    (tmp_path / outputs.SPEC_FILE).write_text(text)
     with pytest.raises(PruneError, match=f"MODEL.PRUNING.SPEC '{pruned_cfg.MODEL.PRUNING.SPEC}'"):
         detectron2_build(pruned_cfg)
 
@@ -86,7 +86,7 @@ def test_a_spec_of_another_width_is_refused(pruned_cfg):
 
 def test_spec_and_weights_of_different_prunes_are_refused(pruned_cfg, tmp_path):
     other = tiny_prune(tiny_model(), 0.3, verify=False)
-    (tmp_path / record.SPEC_FILE).write_text(other.spec.to_json())
+    (tmp_path / outputs.SPEC_FILE).write_text(other.spec.to_json())
     with pytest.raises(PruneError, match="pruned differently"):
         build_from_cfg(pruned_cfg)
 

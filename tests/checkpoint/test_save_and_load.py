@@ -12,7 +12,7 @@ import torch
 
 import d2prune
 from d2prune.core.cut.spec import PruneSpec
-from d2prune.report import record
+from d2prune.engine import outputs
 from tests.tiny_blendmask import SIDE, detect, equal, picture, snapshot, tiny_cfg, tiny_model
 
 FRESH = """
@@ -62,8 +62,8 @@ def test_the_files_spec_is_plain_data(saved, result):
 
 
 def test_a_fresh_process_finds_the_same_by_either_road(saved, result, tmp_path):
-    (tmp_path / record.SPEC_FILE).write_text(result.spec.to_json())
-    config = record.write_pruned_config(tiny_cfg(), str(tmp_path), str(saved))
+    (tmp_path / outputs.SPEC_FILE).write_text(result.spec.to_json())
+    config = outputs.write_pruned_config(tiny_cfg(), str(tmp_path), str(saved))
     here = str(Path(__file__).resolve().parents[1])
     out = str(tmp_path / "found.pt")
     # The same number of threads: sums of floats depend on it.

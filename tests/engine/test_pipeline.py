@@ -1,4 +1,4 @@
-"""The whole road by tools/train_net.py: prune, fine-tune, resume, evaluate; and what it leaves behind."""
+"""The whole pipeline by tools/train_net.py: prune, fine-tune, resume, evaluate; and what it leaves behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A data set of a few drawn rectangles, and the road's commands on it."""
+"""A data set of a few drawn rectangles, and the pipeline's commands on it."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ from torch import nn
 
 import d2prune.modeling  # noqa: F401  registers the architectures
 from d2prune.config import get_cfg
-from d2prune.export.parity import match
 from d2prune.pruning import prune
+from d2prune.report.matching import match
 
 CONFIG = "configs/BlendMask/digits_R_18.yaml"
 SIZE = (128, 128)
@@ -84,7 +84,7 @@ def same_instances(eager, other):
     assert other.image_size == eager.image_size
     assert other.get_fields().keys() == eager.get_fields().keys()
     eager = eager.to(other.scores.device)
-    pairs = torch.tensor(match(eager, other))  # near ties may come in another order
+    pairs = torch.tensor(match(eager, other, 0.99))  # near ties may come in another order
     assert len(pairs) == len(eager)
     eager, other = eager[pairs[:, 0]], other[pairs[:, 1]]
     for name in ("pred_classes", "fpn_levels", "locations"):

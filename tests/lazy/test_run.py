@@ -1,4 +1,4 @@
-"""The road by tools/lazyconfig_train_net.py, and what it leaves behind."""
+"""The pipeline by tools/lazyconfig_train_net.py, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.engine.tiny_runs import ROOT, log_of, loggers_put_back, weights_of
 from tests.tiny_blendmask import equal
 
 CONFIG = Path(__file__).with_name("tiny_lazy.py")
-QUICK = "dataloader.evaluator=null"  # no AP, timings or pictures either
+QUICK = "dataloader.evaluator=null"  # no AP, timings or images either
 FILES = {
     "last_checkpoint", "model_pruned.pth", "pruned.yaml", "pruning_report.html",
     "pruning_report.json", "pruning_spec.json",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ from d2prune import PruneError
 from d2prune.checkpoint import build_from_cfg, spec_of_file
 from d2prune.engine.settings import FINAL_FILE, check_modes, request_from_cfg, trace_input_from_cfg
 from d2prune.pruning import prune_model
-from d2prune.recipes import Plan, Step
+from d2prune.recipes import Recipe, Step
 from d2prune.recipes.ablation import ablate, ablation_table
+from d2prune.report.record import Stage, report_of, write_report_json
 from tests.engine.tiny_runs import TRAINING, train_net
 from tests.tiny_lsknet import pairs_of, tiny_lsk, tiny_lsk_cfg
 
@@ -56,10 +57,9 @@ class Judged:
         result = prune_model(model, request_from_cfg(self.cfg), trace_input_from_cfg(self.cfg, model), False)
         d2prune.save(result, Path(self.cfg.OUTPUT_DIR) / FINAL_FILE)
         aps = {"baseline": 40.0, "pruned": 1.0, "fine-tuned": self.aps[Path(self.cfg.OUTPUT_DIR).name]}
-        stages = [
-            {"name": n, "box_ap": ap, "mask_ap": None, "params": result.after.params} for n, ap in aps.items()
-        ]
-        (Path(self.cfg.OUTPUT_DIR) / "pruning_report.json").write_text(json.dumps({"stages": stages}))
+        stages = tuple(Stage(name, result.after.params, 0, ap) for name, ap in aps.items())
+        report = report_of(result, (64, 64), torch.device("cpu"))
+        write_report_json(replace(report, stages=stages), self.cfg.OUTPUT_DIR)
 
 
 def judged(**aps):
@@ -73,7 +73,7 @@ def widths(folder):
 
 def test_what_is_kept_is_built_upon(weights, tmp_path):
     trainer = judged(step1=39.0, step2=38.5)
-    trials = ablate(run_cfg(weights, tmp_path), Plan("p", (HEAD, MLP)), trainer, 2.0)
+    trials = ablate(run_cfg(weights, tmp_path), Recipe("p", (HEAD, MLP)), trainer, 2.0)
     assert [(t.verdict, t.drop) for t in trials] == [("kept", 1.0), ("kept", 1.5)]
     assert trainer.started == [weights, str(tmp_path / "step1" / FINAL_FILE)]
     assert widths(tmp_path / "step2") == {FC1: 24, MLP1: 96}
@@ -83,7 +83,7 @@ def test_what_is_kept_is_built_upon(weights, tmp_path):
 @pytest.mark.parametrize("alone, verdict", [(False, "rolled back"), (True, "kept")])
 def test_what_is_rolled_back_is_not(weights, tmp_path, alone, verdict):
     trainer = judged(step1=37.0 if not alone else 39.0, step2=38.5)
-    trials = ablate(run_cfg(weights, tmp_path), Plan("p", (HEAD, MLP)), trainer, 2.0, alone)
+    trials = ablate(run_cfg(weights, tmp_path), Recipe("p", (HEAD, MLP)), trainer, 2.0, alone)
     assert [t.verdict for t in trials] == [verdict, "kept"]
     assert trainer.started == [weights, weights] and widths(tmp_path / "step2") == {MLP1: 96}
     table = ablation_table(trials)
@@ -94,21 +94,21 @@ def test_what_is_rolled_back_is_not(weights, tmp_path, alone, verdict):
 def test_a_step_that_is_not_exact_is_tried_only_where_that_is_allowed(weights, tmp_path, allow, tried):
     trainer = judged(step1=39.0, step2=39.0)
     cfg = run_cfg(weights, tmp_path, PRUNING__ALLOW_INEXACT=allow)
-    trials = ablate(cfg, Plan("p", (GATE, HEAD)), trainer, 2.0)
+    trials = ablate(cfg, Recipe("p", (GATE, HEAD)), trainer, 2.0)
     assert len(trainer.started) == tried and trials[1].verdict == "kept"
     assert allow or ("not tried" in trials[0].verdict and "mixed by" in ablation_table(trials))
 
 
 def test_without_a_baseline_or_an_evaluation_it_is_refused(weights, tmp_path):
     with pytest.raises(PruneError, match="needs MODEL.WEIGHTS"):
-        ablate(run_cfg("", tmp_path), Plan("p", (HEAD,)), judged(), 2.0)
+        ablate(run_cfg("", tmp_path), Recipe("p", (HEAD,)), judged(), 2.0)
     with pytest.raises(PruneError, match="no AP to judge by"):
-        ablate(run_cfg(weights, tmp_path), Plan("p", (HEAD,)), judged(step1=None), 2.0)
+        ablate(run_cfg(weights, tmp_path), Recipe("p", (HEAD,)), judged(step1=None), 2.0)
 
 
 def test_with_the_trainer_of_train_net(data, weights, tmp_path):
-    """Two iterations: nothing is learnt, but every part of the road is gone."""
+    """Two iterations: nothing is learnt, but every part of the pipeline is run."""
     cfg = run_cfg(weights, tmp_path)
-    (trial,) = ablate(cfg, Plan("p", (HEAD,)), train_net().Trainer, allowed=100.0)
+    (trial,) = ablate(cfg, Recipe("p", (HEAD,)), train_net().Trainer, allowed=100.0)
     assert trial.verdict == "kept" and trial.tuned.keys() == {"box_ap"}
     assert widths(tmp_path / "step1") == {FC1: 24} and (tmp_path / "step1" / "pruned.yaml").is_file()

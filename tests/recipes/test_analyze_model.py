@@ -39,13 +39,13 @@ def weights(tmp_path):
 
 
 def test_from_a_table_to_a_narrower_model(tool, weights, tmp_path, capsys):
-    plan = tmp_path / "small.yaml"
-    plan.write_text("head:\n  MODEL.ROI_BOX_HEAD.FC_DIM: 16\n")
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text("head:\n  MODEL.ROI_BOX_HEAD.FC_DIM: 16\n")
     out = tmp_path / "out"
-    flags = ("--depth", 1, "--plan", plan, "--output", out, "--execute")
+    flags = ("--depth", 1, "--recipe", recipe, "--output", out, "--execute")
     tool(CONFIG, *flags, **{"MODEL.WEIGHTS": weights})
     said = capsys.readouterr().out
-    for part in ("roi_heads", "what holds its channels", "plan small:", "exact, error"):
+    for part in ("roi_heads", "what holds its channels", "recipe small:", "exact, error"):
         assert part in said
     narrow = out / "digits_faster_rcnn_lsk_prunesmall"
     assert read_checkpoint(f"{narrow}.pth")["model"]["roi_heads.box_head.fc1.bias"].shape == (16,)

@@ -1,4 +1,4 @@
-"""Plans carried out: exact, by importance, into the model that the narrower config builds."""
+"""Recipes carried out: exact, by importance, into the model that the narrower config builds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from d2prune import PruneError
 from d2prune.adapters import TraceInput
 from d2prune.checkpoint import build_from_cfg, read_checkpoint
 from d2prune.config import read_config
-from d2prune.recipes import Plan, carry_out, narrowed, write_plan
+from d2prune.recipes import Recipe, carry_out, narrowed, write_recipe
 from tests.recipes.test_what_if import STEPS
 from tests.tiny_lsknet import CONFIGS, TINY, pairs_of, tiny_lsk, tiny_lsk_cfg
 
@@ -97,12 +97,12 @@ def test_the_files_of_a_plan_are_a_config_and_the_weights_it_names(tmp_path):
     cfg = tiny_lsk_cfg()
     file = str(CONFIGS / "digits_faster_rcnn_lsk.yaml")
     opts = [str(x) for x in (*pairs_of(TINY), "MODEL.DEVICE", cfg.MODEL.DEVICE)]
-    plan = Plan("A", steps("head", "mlp"))
-    said = write_plan(cfg, file, opts, plan, str(tmp_path), tiny_lsk(cfg))
+    recipe = Recipe("A", steps("head", "mlp"))
+    said = write_recipe(cfg, file, opts, recipe, str(tmp_path), tiny_lsk(cfg))
     assert "exact, error" in said
     path = tmp_path / "digits_faster_rcnn_lsk_pruneA.yaml"
     read = read_config(d2prune.get_cfg(), str(path))
-    expected = narrowed(cfg, plan.steps).clone()
+    expected = narrowed(cfg, recipe.steps).clone()
     expected.defrost()
     expected.MODEL.WEIGHTS = str(path.with_suffix(".pth"))
     assert read == expected
@@ -113,8 +113,8 @@ def test_the_files_of_a_plan_are_a_config_and_the_weights_it_names(tmp_path):
 
 def test_without_a_model_only_the_config_is_written(tmp_path):
     cfg = tiny_lsk_cfg()
-    said = write_plan(
-        cfg, str(CONFIGS / "digits_faster_rcnn_lsk.yaml"), [], Plan("A", steps("head")), str(tmp_path)
+    said = write_recipe(
+        cfg, str(CONFIGS / "digits_faster_rcnn_lsk.yaml"), [], Recipe("A", steps("head")), str(tmp_path)
     )
     assert "sizes only" in said
     assert [path.name for path in tmp_path.iterdir()] == ["digits_faster_rcnn_lsk_pruneA.yaml"]

@@ -1,4 +1,4 @@
-"""Plans: what their files may hold, what they set, and the configuration they become."""
+"""Recipes: what their files may hold, what they set, and the configuration they become."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 import d2prune
 from d2prune import PruneError
 from d2prune.config import read_config
-from d2prune.recipes import Plan, Step, narrowed, read_plan
+from d2prune.recipes import Recipe, Step, narrowed, read_recipe
 from d2prune.recipes.recipe import changes_of, write_narrowed
 from tests.tiny_lsknet import CONFIGS, tiny_lsk_cfg
 
-PLANS = sorted(str(path) for path in (CONFIGS / "recipes").glob("*.yaml"))
+RECIPES = sorted(str(path) for path in (CONFIGS / "recipes").glob("*.yaml"))
 FPN = Step("fpn", {"MODEL.FPN.OUT_CHANNELS": 24})
 
 
@@ -31,26 +31,26 @@ def test_what_is_no_plan_is_refused(text, says, tmp_path):
     path = tmp_path / "p.yaml"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(PruneError, match=f"--plan .*{says}"):
-        read_plan(str(path))
+    with pytest.raises(PruneError, match=f"--recipe .*{says}"):
+        read_recipe(str(path))
 
 
-@pytest.mark.parametrize("path", PLANS)
+@pytest.mark.parametrize("path", RECIPES)
 def test_the_plans_that_ship_fit_the_config(path):
-    plan = read_plan(path)
+    recipe = read_recipe(path)
     cfg = tiny_lsk_cfg("lsk_s_fpn_1x_dota_le90")
-    assert plan.steps and narrowed(cfg, plan.steps) != cfg
+    assert recipe.steps and narrowed(cfg, recipe.steps) != cfg
 
 
 def test_plan_b_is_plan_c_without_the_gates():
-    b, c = (read_plan(str(CONFIGS / "recipes" / f"{name}.yaml")) for name in "BC")
+    b, c = (read_recipe(str(CONFIGS / "recipes" / f"{name}.yaml")) for name in "BC")
     assert (b.name, b.steps) == ("B", c.steps[:-1])
 
 
 def test_unknown_keys_are_named():
-    plan = Plan("p", (Step("a", {"MODEL.LSKNET.WIDTH": 3}),))
-    with pytest.raises(PruneError, match="plan: .*LSKNET.WIDTH"):
-        narrowed(tiny_lsk_cfg(), plan.steps)
+    recipe = Recipe("p", (Step("a", {"MODEL.LSKNET.WIDTH": 3}),))
+    with pytest.raises(PruneError, match="recipe: .*LSKNET.WIDTH"):
+        narrowed(tiny_lsk_cfg(), recipe.steps)
 
 
 def test_the_rpn_keeps_its_channels_unless_it_is_named():

@@ -1,4 +1,4 @@
-"""What plans save: the figures of LSKNet-S, and that counting agrees with pruning."""
+"""What recipes save: the figures of LSKNet-S, and that counting agrees with pruning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from d2prune import PruneError
 from d2prune.config import read_config
 from d2prune.engine.settings import trace_input_from_cfg
 from d2prune.pruning import find_groups
-from d2prune.recipes import Plan, Step, read_plan, what_if, what_if_table
+from d2prune.recipes import Recipe, Step, read_recipe, what_if, what_if_table
 from tests.tiny_lsknet import CONFIGS, tiny_lsk, tiny_lsk_cfg
 
 WHOLE = 30_977_062
@@ -37,7 +37,7 @@ def whole():
 @pytest.mark.parametrize("name, percents", [("A", [11.87, 18.53]), ("C", [17.64, 24.31, 29.89, 31.41])])
 def test_the_plans_for_lsknet_s(name, percents):
     cfg = read_config(d2prune.get_cfg(), str(CONFIGS / "lsk_s_fpn_1x_dota_le90.yaml"))
-    result = what_if(cfg, read_plan(str(CONFIGS / "recipes" / f"{name}.yaml")), ())
+    result = what_if(cfg, read_recipe(str(CONFIGS / "recipes" / f"{name}.yaml")), ())
     assert result.before.params == WHOLE
     saved = [sum(row.saved.params for row in result.rows[:n]) for n in range(1, len(percents) + 1)]
     assert [round(100 * part / WHOLE, 2) for part in saved] == percents
@@ -56,19 +56,19 @@ def test_the_plans_for_lsknet_s(name, percents):
 )
 def test_what_is_exact_is_told_from_what_is_not(whole, names, reason):
     cfg, groups = whole
-    result = what_if(cfg, Plan("p", tuple(STEPS[name] for name in names)), groups)
+    result = what_if(cfg, Recipe("p", tuple(STEPS[name] for name in names)), groups)
     assert result.exact == (not reason)
     assert any(reason in change.reason for change in result.rows[-1].changes)
     first = result.rows[0]
     assert len(names) == 1 or not any(change.reason for change in first.changes)
     text = what_if_table([result])
-    assert f"plan p: {result.after.params:,} left" in text and (reason in text or not reason)
+    assert f"recipe p: {result.after.params:,} left" in text and (reason in text or not reason)
 
 
 @pytest.mark.parametrize(
     "keys, width, reason",
     [
-        ({"FPN__NORM": "GN"}, 32, "a cut leaves 16 groups of .*, a GroupNorm, and the plan 32"),
+        ({"FPN__NORM": "GN"}, 32, "a cut leaves 16 groups of .*, a GroupNorm, and the recipe 32"),
         ({"FPN__NORM": "GN"}, 96, "not all of them"),
         ({"ROI_BOX_HEAD__NUM_FC": 0, "ROI_BOX_HEAD__NUM_CONV": 1, "ROI_BOX_HEAD__CONV_DIM": 16}, 32, ""),
     ],
@@ -78,16 +78,16 @@ def test_norms_of_groups_and_wider_layers_are_seen(keys, width, reason):
     model = tiny_lsk(cfg)
     groups = find_groups(model, trace_input_from_cfg(cfg, model))
     step = Step("fpn", {"MODEL.FPN.OUT_CHANNELS": width})
-    reasons = [change.reason for change in what_if(cfg, Plan("p", (step,)), groups).changes]
+    reasons = [change.reason for change in what_if(cfg, Recipe("p", (step,)), groups).changes]
     assert all(re.search(reason, found) for found in reasons) if reason else not any(reasons)
 
 
 def test_a_step_that_changes_nothing_is_no_step(whole):
-    with pytest.raises(PruneError, match="step 'nothing' of the plan changes no layer"):
-        what_if(whole[0], Plan("p", (STEPS["nothing"],)), whole[1])
+    with pytest.raises(PruneError, match="step 'nothing' of the recipe changes no layer"):
+        what_if(whole[0], Recipe("p", (STEPS["nothing"],)), whole[1])
 
 
 def test_a_config_that_builds_no_model_is_said(whole):
     wrong = Step("wrong", {"MODEL.FPN.IN_FEATURES": ["res2"]})
     with pytest.raises(PruneError, match="the configuration builds no model"):
-        what_if(whole[0], Plan("p", (wrong,)), whole[1])
+        what_if(whole[0], Recipe("p", (wrong,)), whole[1])

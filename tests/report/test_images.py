@@ -1,4 +1,4 @@
-"""Example pictures: the same ones each time, readable, with truth and every model."""
+"""Example images: the same ones each time, readable, with truth and every model."""
 
 import io
 
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from d2prune.errors import PruneError
-from d2prune.report import example_pictures
+from d2prune.report import example_images
 from d2prune.report.drawing import SIDES, Drawing, draw
 from d2prune.report.images import choose
 
@@ -27,7 +27,7 @@ def draw_rows(cfg, scenes):
 
     def draw(models, count=2, threshold=0.05):
         arguments = {"mapper": mapper, "threshold": threshold}
-        return example_pictures(records, models, metadata, count, **arguments)
+        return example_images(records, models, metadata, count, **arguments)
 
     return draw
 
@@ -36,8 +36,8 @@ def test_a_row_shows_truth_and_every_model(build, draw_rows):
     rows = draw_rows({"baseline": build(), "pruned": build()})
     assert len(rows) == 2
     for row in rows:
-        assert [p.caption for p in row.pictures] == ["ground truth", "baseline", "pruned"]
-        truth, *found = [pixels(p.png) for p in row.pictures]
+        assert [p.caption for p in row.images] == ["ground truth", "baseline", "pruned"]
+        truth, *found = [pixels(p.png) for p in row.images]
         assert truth.shape == (256, 256, 3)  # 128 px scenes, enlarged
         assert all((truth != one).any() for one in found)
 
@@ -49,7 +49,7 @@ def test_drawn_alike_every_time(build, draw_rows):
 
 def test_nothing_below_the_threshold_is_drawn(build, draw_rows):
     (row,) = draw_rows({"none": build(), "some": build()}, 1, threshold=1.1)
-    _, none, some = [pixels(p.png) for p in row.pictures]
+    _, none, some = [pixels(p.png) for p in row.images]
     assert (none == some).all()
 
 
@@ -108,6 +108,6 @@ def test_every_form_of_mask_is_read(segmentation, tmp_path):
     record = {"file_name": str(tmp_path / "x.png"),
               "annotations": [truth | {"segmentation": segmentation}]}  # fmt: skip
     nameless = MetadataCatalog.get("d2prune_test_nameless")
-    (row,) = example_pictures([record], {}, nameless, 1, mapper=dict)
-    inside = pixels(row.pictures[0].png).any(axis=2)
+    (row,) = example_images([record], {}, nameless, 1, mapper=dict)
+    inside = pixels(row.images[0].png).any(axis=2)
     assert inside[70:190, 50:190].all() and not inside[210:].any()

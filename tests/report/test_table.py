@@ -5,10 +5,11 @@ import math
 import pytest
 
 from d2prune.report.table import MISSING, aligned, quantity, signed, stage_rows, stage_table
+from tests.report.conftest import read
 
 
 def cells(report, name):
-    return next([str(c) for c in row.cells] for row in stage_rows(report) if row.name == name)
+    return next([str(c) for c in row.cells] for row in stage_rows(read(report)) if row.name == name)
 
 
 def test_changes_are_against_the_baseline(report):
@@ -46,7 +47,7 @@ def test_without_stages_the_sizes_are_shown(report):
 
 
 def test_columns_line_up(report):
-    lines = stage_table(report).splitlines()
+    lines = stage_table(read(report)).splitlines()
     assert len(lines) == 2 + len(report["stages"])
     assert lines[0].endswith("network, batch 1") and len({len(line) for line in lines}) == 1
     assert aligned([["a", "bb"], ["ccc", "d"]]) == "a    bb\n---  --\nccc   d"

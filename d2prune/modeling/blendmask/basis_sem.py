@@ -14,8 +14,8 @@ def basis_sem_from_instances(instances: Instances, image_size: tuple[int, int]) 
     """Paint the instances' classes into one map.
 
     Args:
-        instances: with `gt_classes` (G,) and `gt_masks`: PolygonMasks, or BitMasks of
-            `image_size`.
+        instances: with ``gt_classes`` (G,) and ``gt_masks``: PolygonMasks, or BitMasks of
+            ``image_size``.
         image_size: height and width in pixels.
 
     Returns:

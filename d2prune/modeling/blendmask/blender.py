@@ -66,11 +66,11 @@ class Blender:
         return self.num_bases * self.attention_size**2
 
     def add_masks(self, bases: list[Tensor], detections: list[Instances]) -> list[Instances]:
-        """Set `pred_masks` (n, 1, R, R), probabilities, on each image's detections, in place.
+        """Set ``pred_masks`` (n, 1, R, R), probabilities, on each image's detections, in place.
 
         Args:
-            bases: `[(N, B, H / 4, W / 4)]`.
-            detections: per image, with `pred_boxes` and `top_feat` (n, B * A * A).
+            bases: ``[(N, B, H / 4, W / 4)]``.
+            detections: per image, with ``pred_boxes`` and ``top_feat`` (n, B * A * A).
         """
         coefficients = torch.cat([d.top_feat for d in detections])
         rois = self.pooler(bases, [d.pred_boxes for d in detections])
@@ -89,10 +89,10 @@ class Blender:
         """Compare the blends at all positive locations with the ground truth masks.
 
         Args:
-            bases: `[(N, B, H / 4, W / 4)]`.
-            positives: with `top_feats` (P, B * A * A), `gt_inds` and `gt_ctrs` (P,).
+            bases: ``[(N, B, H / 4, W / 4)]``.
+            positives: with ``top_feats`` (P, B * A * A), ``gt_inds`` and ``gt_ctrs`` (P,).
             denorm: what the sum is divided by.
-            gt_instances: per image, with `gt_boxes` and `gt_masks`.
+            gt_instances: per image, with ``gt_boxes`` and ``gt_masks``.
         """
         if len(positives) == 0:
             # Nothing to learn, but DDP wants a gradient for the basis module and the top layer.

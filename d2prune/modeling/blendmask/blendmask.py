@@ -66,7 +66,7 @@ class BlendMask(nn.Module):
             instance_loss_weight: factor of the mask loss.
             pixel_mean: per channel.
             pixel_std: per channel.
-            visualize: whether evaluation adds each image's "bases" `(B, H / 4, W / 4)`.
+            visualize: whether evaluation adds each image's "bases" ``(B, H / 4, W / 4)``.
         """
         super().__init__()
         self.backbone = backbone
@@ -125,16 +125,16 @@ class BlendMask(nn.Module):
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: Batch) -> Any:
-        """Return losses in training, detections in evaluation; `self.training` alone decides.
+        """Return losses in training, detections in evaluation; ``self.training`` alone decides.
 
         Args:
-            batched_inputs: per image "image" `(C, H, W)`; in training "instances" with
-                `gt_boxes`, `gt_classes` and `gt_masks`, optionally "basis_sem" `(H, W)` long
-                (made from the instances where absent), and "sem_seg" `(H, W)` long with a
+            batched_inputs: per image "image" ``(C, H, W)``; in training "instances" with
+                ``gt_boxes``, ``gt_classes`` and ``gt_masks``, optionally "basis_sem" ``(H, W)`` long
+                (made from the instances where absent), and "sem_seg" ``(H, W)`` long with a
                 panoptic module; for evaluation optionally "height" and "width" of the output.
 
         Returns:
-            In training a dict of scalar losses. In evaluation per image `{"instances": Instances}`
+            In training a dict of scalar losses. In evaluation per image ``{"instances": Instances}``
             with pred_boxes, scores, pred_classes, pred_masks (n, height, width) bool, locations,
             fpn_levels and top_feat; with a panoptic module also "sem_seg" and "panoptic_seg".
 

@@ -17,7 +17,7 @@ BASIS_MODULE_REGISTRY.__doc__ = "Basis modules, called as `module(cfg, input_sha
 
 
 def build_basis_module(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """Build MODEL.BASIS_MODULE.NAME for the backbone's `input_shape`."""
+    """Build MODEL.BASIS_MODULE.NAME for the backbone's ``input_shape``."""
     name = cfg.MODEL.BASIS_MODULE.NAME
     if name not in BASIS_MODULE_REGISTRY:
         known = ", ".join(name for name, _ in BASIS_MODULE_REGISTRY)
@@ -52,7 +52,7 @@ def _seg_head(in_channels: int, channels: int, num_classes: int) -> nn.Sequentia
 class ProtoNet(nn.Module):
     """Predict B bases that all instances of an image share.
 
-    `loss_on` may be switched off after building; the semantic head then stays unused.
+    ``loss_on`` may be switched off after building; the semantic head then stays unused.
     """
 
     @configurable
@@ -105,7 +105,7 @@ class ProtoNet(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Read MODEL.BASIS_MODULE for the backbone's `input_shape`."""
+        """Read MODEL.BASIS_MODULE for the backbone's ``input_shape``."""
         basis = cfg.MODEL.BASIS_MODULE
         missing = [name for name in basis.IN_FEATURES if name not in input_shape]
         if missing:
@@ -134,12 +134,12 @@ class ProtoNet(nn.Module):
         """Predict the bases.
 
         Args:
-            features: the backbone's, `(N, C, H_l, W_l)` by name.
-            targets: `(N, H, W)` long, 0 background and class + 1; needed in training with
-                `loss_on`, otherwise ignored.
+            features: the backbone's, ``(N, C, H_l, W_l)`` by name.
+            targets: ``(N, H, W)`` long, 0 background and class + 1; needed in training with
+                ``loss_on``, otherwise ignored.
 
         Returns:
-            `({"bases": [tensor]}, losses)`: the tensor is `(N, B, 2 H_0, 2 W_0)` without an
+            ``({"bases": [tensor]}, losses)``: the tensor is ``(N, B, 2 H_0, 2 W_0)`` without an
             activation, 0 being the first in-feature; the losses are empty in evaluation.
         """
         summed = self.refine[0](features[self.in_features[0]])

@@ -61,7 +61,7 @@ class FCOS(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Read MODEL.FCOS and check it against the backbone's `input_shape`."""
+        """Read MODEL.FCOS and check it against the backbone's ``input_shape``."""
         fcos = cfg.MODEL.FCOS
         _check(fcos, input_shape)
         shapes = [input_shape[name] for name in fcos.IN_FEATURES]
@@ -83,7 +83,7 @@ class FCOS(nn.Module):
         }
 
     def forward_head(self, features: dict[str, Tensor], top_module: nn.Module | None = None) -> HeadOutput:
-        """Run the head alone on the backbone's features; see `FCOSHead.forward`."""
+        """Run the head alone on the backbone's features; see ``FCOSHead.forward``."""
         towers = self.yield_proposal or self.yield_box_features
         return self.fcos_head([features[f] for f in self.in_features], top_module, towers)
 
@@ -94,17 +94,17 @@ class FCOS(nn.Module):
         gt_instances: list[Instances] | None = None,
         top_module: nn.Module | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
-        """Detect, or compute losses; `self.training` alone decides.
+        """Detect, or compute losses; ``self.training`` alone decides.
 
         Args:
             images: the padded batch.
-            features: the backbone's, `(N, C, H_l, W_l)` by name.
+            features: the backbone's, ``(N, C, H_l, W_l)`` by name.
             gt_instances: per image, needed in training, otherwise ignored.
             top_module: applied to the box tower, its output kept per detection.
 
         Returns:
-            In evaluation `(list[Instances], {})`, see `FCOSInference`. In training
-            `(results, losses)`, see `FCOSLoss`; results has also "proposals", list[Instances],
+            In evaluation ``(list[Instances], {})``, see ``FCOSInference``. In training
+            ``(results, losses)``, see ``FCOSLoss``; results has also "proposals", list[Instances],
             with yield_proposal, and "features", the box tower by level name, with
             yield_box_features.
 

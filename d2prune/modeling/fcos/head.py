@@ -26,7 +26,7 @@ class Scale(nn.Module):
         self.scale = nn.Parameter(torch.full((1,), init))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply `x` of any shape by the factor."""
+        """Multiply ``x`` of any shape by the factor."""
         return x * self.scale
 
 
@@ -34,7 +34,7 @@ class PerLevelNorm(nn.ModuleList):
     """One normalisation layer per pyramid level behind a convolution that all levels share."""
 
     def forward(self, x: Tensor, level: int) -> Tensor:
-        """Normalise `x` `(N, C, H, W)` with the statistics of its level."""
+        """Normalise ``x`` ``(N, C, H, W)`` with the statistics of its level."""
         return self[level](x)
 
 
@@ -53,7 +53,7 @@ class ModulatedConv(nn.Module):
             ) from error
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `(N, C, H, W)` to the same shape."""
+        """Map ``(N, C, H, W)`` to the same shape."""
         offset_x, offset_y, mask = torch.chunk(self.offset(x), 3, dim=1)
         return self.conv(x, torch.cat((offset_x, offset_y), dim=1), mask.sigmoid())
 
@@ -62,7 +62,7 @@ class Tower(nn.Sequential):
     """Convolutions, each followed by its norm and a relu; empty means identity."""
 
     def forward(self, x: Tensor, level: int) -> Tensor:  # type: ignore[override]
-        """Map `(N, C, H, W)` of pyramid level `level` to the same shape."""
+        """Map ``(N, C, H, W)`` of pyramid level ``level`` to the same shape."""
         for module in self:
             x = module(x, level) if isinstance(module, PerLevelNorm) else module(x)
         return x
@@ -93,10 +93,10 @@ _NORMS: dict[str, Callable[[int, int], nn.Module] | None] = {
 
 
 def build_tower(num_convs: int, channels: int, norm: str, num_levels: int, deformable: bool = False) -> Tower:
-    """Build a tower of 3x3 convolutions; with `deformable` the last one is a modulated one.
+    """Build a tower of 3x3 convolutions; with ``deformable`` the last one is a modulated one.
 
     Raises:
-        PruneError: for an unknown `norm`.
+        PruneError: for an unknown ``norm``.
     """
     if norm not in _NORMS:
         names = ", ".join(name for name in _NORMS if name)
@@ -162,7 +162,7 @@ class FCOSHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
-        """Read MODEL.FCOS; `input_shape` holds one ShapeSpec per level."""
+        """Read MODEL.FCOS; ``input_shape`` holds one ShapeSpec per level."""
         fcos = cfg.MODEL.FCOS
         channels = {shape.channels for shape in input_shape}
         if len(channels) != 1:
@@ -197,14 +197,14 @@ class FCOSHead(nn.Module):
         """Run the head over all levels.
 
         Args:
-            features: one `(N, C, H_l, W_l)` per level, in order.
+            features: one ``(N, C, H_l, W_l)`` per level, in order.
             top_module: applied to the box tower's output.
             yield_bbox_towers: whether the last list is filled.
 
         Returns:
-            Five lists over levels: class logits `(N, K, H_l, W_l)`; distances left, top, right,
-            bottom `(N, 4, H_l, W_l)`, >= 0, in strides; centre-ness logits `(N, 1, H_l, W_l)`;
-            top features (empty without `top_module`); box tower outputs (or empty).
+            Five lists over levels: class logits ``(N, K, H_l, W_l)``; distances left, top, right,
+            bottom ``(N, 4, H_l, W_l)``, >= 0, in strides; centre-ness logits ``(N, 1, H_l, W_l)``;
+            top features (empty without ``top_module``); box tower outputs (or empty).
         """
         logits, distances, ctrness, top_feats, towers = [], [], [], [], []
         for level, feature in enumerate(features):

@@ -33,7 +33,7 @@ class FCOSInference:
 
     @classmethod
     def from_config(cls, fcos: CfgNode, phase: str) -> FCOSInference:
-        """Read MODEL.FCOS for `phase` "TRAIN" or "TEST"."""
+        """Read MODEL.FCOS for ``phase`` "TRAIN" or "TEST"."""
         return cls(
             strides=tuple(fcos.FPN_STRIDES),
             score_threshold=fcos[f"INFERENCE_TH_{phase}"],
@@ -54,8 +54,8 @@ class FCOSInference:
     ) -> list[Instances]:
         """Return per image: pred_boxes (not clipped), scores, pred_classes, locations, fpn_levels.
 
-        Args are lists over levels of what `FCOSHead` returns, with `locations` (H_l * W_l, 2) and
-        `image_sizes` (height, width) without padding. With top features also `top_feat` (n, T).
+        Args are lists over levels of what ``FCOSHead`` returns, with ``locations`` (H_l * W_l, 2) and
+        ``image_sizes`` (height, width) without padding. With top features also ``top_feat`` (n, T).
         """
         scores = [s.sigmoid() for s in logits]
         quality = [c.sigmoid() for c in ctrness]
@@ -83,7 +83,7 @@ class FCOSInference:
         distances: Tensor,
         size: tuple[int, int],
     ) -> Instances:
-        """Select one image's candidates of one level; `index` is their row in `points`."""
+        """Select one image's candidates of one level; ``index`` is their row in ``points``."""
         classes = scores.flatten(1).t()  # (H * W, K)
         combined = classes * quality.flatten(1).t()
         seen = combined if self.threshold_with_ctr else classes

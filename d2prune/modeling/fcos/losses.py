@@ -55,7 +55,7 @@ def mean_over_gpus(value: Tensor) -> Tensor:
 def rows_at(maps: list[Tensor], flat: Tensor) -> Tensor:
     """Pick the rows (P, C) of per-level maps (N, C, H_l, W_l) at level-first indices (P,).
 
-    `flat` ascends. An empty one still ties the result to every map, with zero gradients.
+    ``flat`` ascends. An empty one still ties the result to every map, with zero gradients.
     """
     rows = []
     start = 0
@@ -109,13 +109,13 @@ class FCOSLoss:
 
         Args:
             targets: of the batch.
-            logits: `(N, K, H_l, W_l)` per level.
-            distances: `(N, 4, H_l, W_l)` per level, in strides.
-            ctrness: `(N, 1, H_l, W_l)` per level, logits.
-            top_feats: `(N, T, H_l, W_l)` per level, or empty.
+            logits: ``(N, K, H_l, W_l)`` per level.
+            distances: ``(N, 4, H_l, W_l)`` per level, in strides.
+            ctrness: ``(N, 1, H_l, W_l)`` per level, logits.
+            top_feats: ``(N, T, H_l, W_l)`` per level, or empty.
 
         Returns:
-            The losses, and `{"instances": the P positive locations}`; with quality "ctrness" also
+            The losses, and ``{"instances": the P positive locations}``; with quality "ctrness" also
             "loss_denorm", the mean over GPUs of the summed centre-ness. The instances have labels,
             gt_inds, im_inds, fpn_levels, locations, reg_targets, reg_pred, ctrness_pred, pos_inds,
             and where they exist top_feats and gt_ctrs.

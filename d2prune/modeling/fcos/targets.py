@@ -14,7 +14,7 @@ _FAR = 1e8  # pixels; above every distance
 def locations_on_grid(feature: Tensor, stride: int) -> Tensor:
     """Return the (x, y) in pixels of the cells of (N, C, H, W), row by row, shape (H * W, 2).
 
-    At least float32, however low the precision of `feature`: half cannot count pixels above 2048.
+    At least float32, however low the precision of ``feature``: half cannot count pixels above 2048.
     """
     height, width = feature.shape[-2:]
     dtype = torch.promote_types(feature.dtype, torch.float32)
@@ -69,7 +69,7 @@ class TargetAssigner:
 
         Args:
             locations: (H_l * W_l, 2) per level.
-            gt_instances: per image, with `gt_boxes` and `gt_classes`; `gt_bitmasks_full`
+            gt_instances: per image, with ``gt_boxes`` and ``gt_classes``; ``gt_bitmasks_full``
                 (G, H, W), where present, moves the sampled square to the mask's centre of mass.
         """
         counts = [len(level) for level in locations]
