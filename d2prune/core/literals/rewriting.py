@@ -57,9 +57,10 @@ def _revived(original: type[nn.Module], changes: tuple[CallChange, ...]) -> nn.M
 def _changed(original: type[nn.Module], changes: tuple[CallChange, ...]) -> type[nn.Module]:
     tree: dict[str, Any] = {}
     for change in changes:
-        node = tree
-        for name in change.functions:
-            node = node.setdefault(name, {})
+        node: dict[str, Any] = {}
+        for i, name in enumerate(change.functions):
+            method = i == 0 or name.startswith("self.")
+            node = (tree if method else node).setdefault(name.removeprefix("self."), {})
         node.setdefault("", []).append(change)
     members = {name: _rebuilt(_method(original, name), below) for name, below in tree.items()}
     names = {"__module__": original.__module__, "__qualname__": original.__qualname__}

@@ -30,7 +30,7 @@ _CALLER = nn.Module.__module__
 def frames_of_call() -> list[Frame]:
     """The frames of the module's code that make the call in hand: its ``forward`` first."""
     frame: Frame | None = sys._getframe(1)
-    while frame is not None and frame.f_globals["__name__"].startswith(("d2prune.core.literals", *_INSIDE)):
+    while frame is not None and frame.f_globals["__name__"].startswith(("d2prune.core.", *_INSIDE)):
         frame = frame.f_back
     found: list[Frame] = []
     while frame is not None and frame.f_globals["__name__"] != _CALLER:
@@ -57,7 +57,7 @@ def locate(frames: Sequence[Frame], numbers: Sequence[tuple[int, float]]) -> Cal
             f"line {frame.f_lineno} of {_file(code)} is not written out in a method of the module"
         )
     line = [node for node in _calls_in(definition) if node.end_lineno == ends[0]]
-    names = tuple(f.f_code.co_name for f in named)
+    names = tuple(_name(f, named[0]) for f in named)
     place = (ends[0] - code.co_firstlineno, line.index(nodes[0]))
     change = CallChange(names, *place, ast.unparse(nodes[0]), tuple(sorted(numbers)))
     with_numbers(copy.deepcopy(nodes[0]), change)  # raises where it can't be written with other numbers
@@ -93,6 +93,15 @@ def _position(frame: Frame, definition: ast.AST) -> tuple[int, int]:
         return _end(nodes[0])
     _, line, _, column = next(islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
     return line or 0, column or 0
+
+
+def _name(frame: Frame, forward: Frame) -> str:
+    """A function's name; "self." stands before those of the module's own methods, but its forward."""
+    if frame is forward or not frame.f_code.co_argcount:
+        return frame.f_code.co_name
+    first = [frame.f_locals.get(f.f_code.co_varnames[0]) for f in (frame, forward)]
+    own = first[0] is first[1] and first[0] is not None
+    return f"self.{frame.f_code.co_name}" if own else frame.f_code.co_name
 
 
 def _file(code: types.CodeType) -> str:

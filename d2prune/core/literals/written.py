@@ -16,7 +16,8 @@ class CallChange:
     """A call in a module's code, and the numbers that it is to be made with.
 
     Attributes:
-        functions: names of the functions that lead to it, from the module's ``forward`` on.
+        functions: names of the functions that lead to it, from the module's ``forward`` on; "self." stands
+            before those of its other methods.
         line: on which line of the last function it ends, counted from the function's first line.
         ordinal: which of the calls and subscripts that end on this line, from left to right.
         text: the call as the code has it.
