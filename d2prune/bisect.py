@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from d2prune.adapters import TraceInput
+from d2prune.checks import computing_weights
 from d2prune.core.cut.proof import compare
 from d2prune.core.types import Group, Indices, PrunePlan
 from d2prune.cutting import cut_by_plan
@@ -56,7 +57,11 @@ def without_misfits(
             break
     if not found:
         return None
+    computing = computing_weights(model, trace_input)
     for index, why in found.items():
+        layers = [m.layer for m in groups[index].members if m.axis == "in" and m.layer in computing]
+        if layers:
+            found[index] = why = f"{layers[0]} computes its weights (weight standardisation?): {why}"
         logger.warning("%s is left whole: %s", groups[index].name, why)
     return tuple(dataclasses.replace(g, fixed=found[i]) if i in found else g for i, g in enumerate(groups))
 

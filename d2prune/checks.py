@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from d2prune.adapters import TraceInput
@@ -56,3 +60,27 @@ def check_repeatable(model: nn.Module, trace_input: TraceInput) -> None:
                 "dropout in eval mode): it can't be compared with its pruned self; switch that off, "
                 "or pass a forward_fn= that seeds it"
             )
+
+
+class _Weights(TorchFunctionMode):
+    """Layers that convolve by a tensor which is none of the model's parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running, self.computed = "", set[str]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.conv1d, F.conv2d, F.conv3d) and not isinstance([*args, None, None][1], nn.Parameter):
+            self.computed.add(self.running)
+        return func(*args, **(kwargs or {}))
+
+
+def computing_weights(model: nn.Module, trace_input: TraceInput) -> set[str]:
+    """Convolutions that compute their weights from their parameters, as weight standardisation does."""
+    model, mode = in_float32(model), _Weights()
+    for name, module in model.named_modules():
+        if is_layer(module):
+            module.register_forward_pre_hook(lambda *_, name=name: setattr(mode, "running", name))
+    with torch.no_grad(), mode:
+        trace_input.outputs(model)
+    return mode.computed

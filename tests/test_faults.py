@@ -157,6 +157,20 @@ def test_heads_of_training_only_are_warned_of_with_what_to_pass(caplog):
     assert [y.shape for y in result.model.train()(ROWS)] == [(3, 4), (3, 4)]
 
 
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(rows, None, None, training=True).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias)
+
+
+def test_weight_standardisation_is_named():
+    layers = [nn.Conv2d(3, 16, 1), nn.ReLU(), Standardised(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)]
+    result = prune(nn.Sequential(*layers), 0.2, "channels", example_inputs=torch.rand(1, 3, 12, 12))
+    assert result.proof.exact and rows(result)["2"].status == "pruned"
+    assert rows(result)["0"].reason.startswith("2 computes its weights (weight standardisation?): ")
+
+
 def test_an_output_of_zeros_says_so():
     model = Between()
     with torch.no_grad():
