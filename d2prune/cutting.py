@@ -17,7 +17,7 @@ from d2prune.core.cut.spec import PruneSpec, spec_of
 from d2prune.core.literals.settle import settle
 from d2prune.core.literals.wanted import new_numbers
 from d2prune.core.types import PrunePlan
-from d2prune.errors import MISFITS, PruneError
+from d2prune.errors import MISFITS, PruneError, told
 from d2prune.rebuild import prune_further
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -45,7 +45,7 @@ def cut_by_plan(model: Model, plan: PrunePlan, trace_input: TraceInput) -> tuple
 def misfit(error: Exception) -> MisfitError:
     """What a pruned model that does not run is refused with."""
     return MisfitError(
-        f"the pruned model does not run: {error} (its code may count on a width; "
+        f"the pruned model does not run: {told(error)} (its code may count on a width; "
         "keep the layers before that place whole with MODEL.PRUNING.PROTECT)"
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 
 MISFITS = (
     ArithmeticError,
@@ -14,6 +16,9 @@ MISFITS = (
     ValueError,
 )
 """What a model's code raises when a width does not fit."""
+
+_PACKAGE = Path(__file__).parent
+_CALLS = ("__torch_function__", "__torch_dispatch__", "redo")  # where we make the calls of a model's code
 
 
 class PruneError(ValueError):
@@ -37,3 +42,19 @@ class PruneError(ValueError):
         for key in sorted(self.keys or names, key=len, reverse=True):  # AMOUNT is also part of other keys
             text = text.replace(key, names.get(key, key))
         return PruneError(text, keys=tuple(names.get(key, key) for key in self.keys))
+
+
+def told(error: Exception) -> str:
+    """What an error that a model's code raised says; where it says nothing, its type and line.
+
+    Raises:
+        AttributeError: ``error`` itself, where d2prune's own code raised it: a mistake of ours.
+        TypeError: likewise.
+    """
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    path = Path(last.filename)
+    ours = path.is_relative_to(_PACKAGE) and last.name not in _CALLS
+    models = path.is_relative_to(_PACKAGE / "modeling") or path.name == "trace_input.py"
+    if isinstance(error, (AttributeError, TypeError)) and ours and not models:
+        raise error
+    return str(error) or f"{type(error).__name__} at {path.name}, line {last.lineno}: {last.line}"

@@ -11,15 +11,14 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from d2prune.adapters import TraceInput
 from d2prune.bisect import without_misfits
+from d2prune.checks import check_inputs, check_model, check_repeatable
 from d2prune.core.copies import in_float32, on_meta
 from d2prune.core.cut.coverage import UNREACHED, coverage
-from d2prune.core.cut.proof import MisfitError, verify
+from d2prune.core.cut.proof import MisfitError
 from d2prune.core.cut.spec import PruneSpec
-from d2prune.core.layers.kinds import is_layer
 from d2prune.core.plan.costs import CostModel, measure
 from d2prune.core.plan.criteria import Criterion, criterion_of, score
 from d2prune.core.plan.limits import limits_of
@@ -29,7 +28,8 @@ from d2prune.core.plan.torch_pruning_criteria import Importance, name_of
 from d2prune.core.trace.tracer import trace_groups
 from d2prune.core.types import Coverage, Group, Proof, PrunePlan, Request, Totals
 from d2prune.cutting import cut_by_plan, misfit
-from d2prune.errors import MISFITS, PruneError
+from d2prune.errors import MISFITS, PruneError, told
+from d2prune.proving import proof_of
 from d2prune.rebuild import prune_further, spec_of_model
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -140,19 +140,21 @@ def prune_model(
     """As :func:`prune`, from a request and a trace target; ``criterion`` in place of the one it names."""
     check(request)
     criterion = criterion or criterion_of(request.criterion)
-    _check_model(model)
+    check_model(model)
     try:
         groups = find_groups(model, trace_input)
     except PruneError:
         raise
-    except MISFITS:
-        _check_inputs(model, trace_input)
+    except MISFITS as error:
+        told(error)
+        check_inputs(model, trace_input)
         raise
     costs = measure_model(model, trace_input)
     while True:
         try:
             return _prune_groups(model, groups, costs, request, criterion, trace_input, prove, review)
         except MisfitError:
+            check_repeatable(model, trace_input)
             remaining = without_misfits(model, groups, trace_input, request.allow_inexact)
             if remaining is None:
                 raise
@@ -185,7 +187,7 @@ def _prune_groups(
         spec, pruned, after, reached = _carried_out(model, decided, costs, request, trace_input)
     # Factors of weights are exact in the proof's arithmetic only, so there they are applied in it.
     exact = prune_further(copy.deepcopy(model).double(), spec) if spec.scales else pruned
-    proof = verify(model, exact, decided, spec, trace_input.outputs) if prove else None
+    proof = proof_of(model, exact, decided, spec, trace_input) if prove else None
     rows = coverage(model, pruned, decided, costs)
     _warn_unreached(rows)
     if review is None:
@@ -230,7 +232,7 @@ def _warn_missed(request: Request, reached: float) -> None:
     if abs(reached - request.amount) > 0.01:
         held = "RATIOS, steps" if request.ratios else "steps"
         logger.warning(
-            "AMOUNT %s of %s: reached %.3f, %+.3f off; %s of the groups and ROUND_TO %d allow no nearer",
+            "AMOUNT %s of %s: reached %.3f, %+.3f off; %s of the groups and ROUND_TO %d: no nearer found",
             request.amount, request.target, reached, reached - request.amount, held, request.round_to,
         )  # fmt: skip
 
@@ -241,36 +243,11 @@ def _warn_unreached(rows: Sequence[Coverage]) -> None:
         logger.warning(
             "%d layers were not run by the forward pass that was traced: %s. If they read channels "
             "that were removed (a branch that only training runs, say), they no longer fit: give a "
-            "forward_fn= that runs them too, or an adapter",
+            "forward_fn= that runs them too (one that sets model.training = True before it calls the model, "
+            "where only training runs them), or an adapter",
             len(names),
             ", ".join(names[:5]) + (", ..." if len(names) > 5 else ""),
         )
-
-
-def _check_model(model: nn.Module) -> None:
-    if not any(True for _ in model.parameters()):
-        raise PruneError(f"{type(model).__name__} has no parameters: there is nothing to prune")
-    layers = {name: module for name, module in model.named_modules() if is_layer(module)}
-    statistics = ((f"{n}.{b}", t) for n, m in layers.items() for b, t in m.named_buffers(recurse=False))
-    for name, tensor in (*model.named_parameters(), *statistics):
-        # A finite sum has finite terms, and is had in one pass.
-        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-            raise PruneError(f"{name} is not finite; refusing to prune")
-
-
-def _check_inputs(model: nn.Module, trace_input: TraceInput) -> None:
-    """The model runs as it is: if not, that is what is wrong, and not the trace."""
-    try:
-        with torch.no_grad():
-            trace_input.outputs(in_float32(model))
-    except PruneError:
-        raise
-    except MISFITS as error:
-        shapes = tree_map(lambda v: tuple(v.shape) if isinstance(v, torch.Tensor) else v, trace_input.inputs)
-        raise PruneError(
-            f"{type(model).__name__} does not run on example_inputs {shapes}: {error}; expected a tensor, or "
-            "a tuple or dict of arguments, that its forward takes (or a forward_fn= that calls it)"
-        ) from error
 
 
 def _measure_pruned(pruned: nn.Module, trace_input: TraceInput) -> Totals:
@@ -284,6 +261,6 @@ def measure_model(model: nn.Module, trace_input: TraceInput) -> CostModel:
     """Costs of one image; counted on the meta device, at no cost for any size, where the model runs there."""
     try:
         return measure(on_meta(model).eval(), trace_input.inference)
-    except (NotImplementedError, RuntimeError) as error:
-        logger.info("counting on the model's own device: it does not run on meta (%s)", error)
+    except MISFITS as error:  # .numpy() and .item() have nothing to give there
+        logger.info("counting on the model's own device: it does not run on meta (%s)", told(error))
         return measure(copy.deepcopy(model).eval(), trace_input.inference)

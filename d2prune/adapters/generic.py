@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from d2prune.adapters.base import Adapter, flatten
 from d2prune.adapters.images import PROOF_SIZE, normalized, random_images
 from d2prune.core.copies import in_float32
+from d2prune.core.cut.arithmetic import in_float64
 from d2prune.errors import PruneError
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def generic_adapter(model: nn.Module) -> GenericAdapter:
     for run in (_run_whole, _run_backbone) if has_backbone else (_run_whole,):
         try:
             adapter = GenericAdapter(run, _observe(in_float32(model), run))
-            with torch.no_grad():
+            with torch.no_grad(), in_float64():
                 adapter.dense(*_ready(copy.deepcopy(model).double().eval()), training_branches=True)
         except Exception as error:  # a model may raise anything when called in a way it does not know
             failed = failed or f"{type(error).__name__}: {error}"[:200]

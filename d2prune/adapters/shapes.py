@@ -12,7 +12,7 @@ from torch import nn
 
 from d2prune.adapters.images import PROOF_SIZE
 from d2prune.core.copies import on_meta
-from d2prune.errors import MISFITS, PruneError
+from d2prune.errors import MISFITS, PruneError, told
 
 logger = logging.getLogger(__name__)
 
@@ -84,5 +84,5 @@ def _ask(backbone: nn.Module) -> None:
             backbone._out_feature_channels.update({name: f.shape[1] for name, f in features.items()})
             return
         except MISFITS as error:
-            failures.append(error)
+            failures.append(told(error))
     logger.warning("output_shape() of %s may tell old widths: %s", type(backbone).__name__, failures[0])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from d2prune.adapters.base import find_adapter, flatten
 from d2prune.adapters.generic import generic_adapter
@@ -30,12 +35,24 @@ class TraceInput:
         self.forward_fn = forward_fn
         self.inputs = example_inputs if example_inputs is not None else random_images(PROOF_SIZE)
         self.counted = self.inputs
+        self.step = max(32, padding_step(model))
         if self.adapter is not None and example_inputs is None:
             self.counted = torch.empty(1, 3, *padded_size(model, count_size or TEST_SIZE), device="meta")
 
     def outputs(self, model: nn.Module) -> Mapping[str, Tensor]:
         """All dense outputs, training branches included, on the fixed input."""
         return self._run(model, self.inputs, training_branches=True)
+
+    def forwards(self, others: bool) -> dict[str, Callable[[nn.Module], Mapping[str, Tensor]]]:
+        """:meth:`outputs` by the sizes of its input; with ``others`` also on more, and on larger, images."""
+        inputs = [self.inputs]
+        if others:
+            inputs += [tree_map(change, self.inputs) for change in (_doubled, partial(_larger, self.step))]
+        return {sizes(given): partial(self._run, inputs=given, training_branches=True) for given in inputs}
+
+    def varied(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """:meth:`outputs` on another input of the same sizes."""
+        return self._run(model, tree_map(_changed, self.inputs), training_branches=True)
 
     def inference(self, model: nn.Module) -> Mapping[str, Tensor]:
         """What one image costs: the dense outputs that inference needs."""
@@ -47,6 +64,13 @@ class TraceInput:
 
     def _run(self, model: nn.Module, inputs: Any, training_branches: bool) -> Mapping[str, Tensor]:
         inputs = tree_map(lambda value: _like(value, model), inputs)
+        # torch.fx prints a traceback when a model fails; here models fail on trial, and errors tell why.
+        with redirect_stderr(io.StringIO()) as printed:
+            outputs = self._call(model, inputs, training_branches)
+        print(printed.getvalue(), end="", file=sys.stderr)
+        return outputs
+
+    def _call(self, model: nn.Module, inputs: Any, training_branches: bool) -> Mapping[str, Tensor]:
         if self.adapter is not None:
             return self.adapter.dense(model, inputs, training_branches)
         if self.forward_fn is not None:
@@ -59,6 +83,33 @@ def padded_size(model: nn.Module, size: Size) -> Size:
     step = padding_step(model)
     height, width = (-(-side // step) * step for side in size)
     return height, width
+
+
+def sizes(inputs: Any) -> str:
+    """Of the tensors in ``inputs``: "1x3x64x64"."""
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors)
+
+
+def _doubled(value: Any) -> Any:
+    """A batch twice as large: each input, and its mirror image."""
+    if not isinstance(value, Tensor) or not value.dim():
+        return value
+    return torch.cat([value, value.flip(-1) if value.dim() > 1 else value])
+
+
+def _changed(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.dim():
+        return value
+    return value * 0.5 if value.is_floating_point() else value.flip(-1)
+
+
+def _larger(step: int, value: Any) -> Any:
+    """(N, C, H, W) images, enlarged by one and by two steps."""
+    if not isinstance(value, Tensor) or value.dim() != 4 or not value.is_floating_point():
+        return value
+    height, width = value.shape[-2:]
+    return F.interpolate(value.float(), (height + step, width + 2 * step)).to(value.dtype)
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:

@@ -216,6 +216,9 @@ class Proof:
         dtype: the arithmetic of the comparison, "float64".
         compared: names of the outputs compared.
         reason: why it is not exact; empty when it is.
+        inputs: sizes of the inputs compared on, such as "1x3x64x64"; more than one where numbers in the
+            model's code were changed.
+        constant: names of outputs that are the same whatever is masked and put in, and so show nothing.
     """
 
     exact: bool
@@ -224,6 +227,8 @@ class Proof:
     dtype: str
     compared: tuple[str, ...]
     reason: str = ""
+    inputs: tuple[str, ...] = ()
+    constant: tuple[str, ...] = ()
 
 
 Widths = Mapping[Site, int]

@@ -17,6 +17,7 @@ UNREACHED = "was not reached by the trace"
 def coverage(model: nn.Module, pruned: nn.Module, plan: PrunePlan, costs: CostModel) -> tuple[Coverage, ...]:
     """One row per layer of ``model`` that holds parameters or frozen norms, in its own order."""
     whys = dict(_whys(plan))
+    whys = {**_shared(model, whys), **whys}
     rows: list[Coverage] = []
     for name, module in model.named_modules():
         if not _has_tensors(module):
@@ -38,6 +39,13 @@ def _whys(plan: PrunePlan) -> Iterator[tuple[str, str]]:
         for member in group.members:
             if member.axis == "out":
                 yield member.layer, why
+
+
+def _shared(model: nn.Module, whys: Mapping[str, str]) -> dict[str, str]:
+    """Layers whose weights are another's: what is said of that one holds for them."""
+    owned = [(n, p) for n, m in model.named_modules() for p in m._parameters.values() if p is not None]
+    said = {id(parameter): whys[name] for name, parameter in owned if name in whys}
+    return {name: said[id(parameter)] for name, parameter in owned if id(parameter) in said}
 
 
 def _status(before: int, after: int, why: str) -> Literal["pruned", "protected", "skipped"]:

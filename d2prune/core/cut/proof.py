@@ -5,82 +5,187 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from d2prune.core.cut.arithmetic import ReversedSums, in_float64
 from d2prune.core.cut.spec import PruneSpec, spec_of
 from d2prune.core.cut.surgery import mask
 from d2prune.core.types import Proof, PrunePlan
-from d2prune.errors import PruneError
+from d2prune.errors import MISFITS, PruneError, told
 
 Outputs = Mapping[str, Tensor]
 Forward = Callable[[nn.Module], Outputs]
+Forwards = Mapping[str, Forward]
+"""By the sizes of its input, a model's dense outputs in its dtype. The model must take the first input."""
 
 ALLOWED = 1e-9  # of each output's largest magnitude, in float64
 CONTROL = 1_000  # how many times more the control must err
+ROUNDING = (
+    10  # how many times the masked model's own rounding may be allowed, where it is larger than ALLOWED ...
+)
+MOST = 1e-6  # ... and no more than this in any case
 
 
 class MisfitError(PruneError):
     """A pruned model that does not run, or does not compute what the masked one does."""
 
 
-def verify(model: nn.Module, pruned: nn.Module, plan: PrunePlan, spec: PruneSpec, forward: Forward) -> Proof:
+@dataclass(frozen=True)
+class Comparison:
+    """The masked and the pruned model, output by output.
+
+    Attributes:
+        masked: the masked model's outputs, by the sizes of the input.
+        errors: by output, the largest difference relative to its largest magnitude.
+        allowed: how large these may be.
+    """
+
+    masked: Mapping[str, Outputs]
+    errors: Mapping[str, float]
+    allowed: Mapping[str, float]
+
+    @property
+    def worst(self) -> str:
+        """The output that differs most for what it may."""
+        return max(self.errors, key=lambda name: self.errors[name] / self.allowed[name])
+
+    @property
+    def error(self) -> float:
+        """Of that output."""
+        return self.errors[self.worst]
+
+    @property
+    def equal(self) -> bool:
+        """No output differs by more than it may."""
+        return self.error <= self.allowed[self.worst]
+
+
+def verify(
+    model: nn.Module,
+    pruned: nn.Module,
+    plan: PrunePlan,
+    spec: PruneSpec,
+    forwards: Forwards,
+    varied: Forward,
+) -> Proof:
     """Compares the masked original with the pruned model on every dense output, in float64.
 
     Args:
         model: the original, untouched.
-        pruned: the result of :func:`d2prune.core.cut.surgery.shrink`.
+        pruned: the result of :func:`d2prune.core.cut.surgery.resize`.
         plan: what was removed; the control masks as many of the units that stayed.
         spec: the plan as carried out.
-        forward: gives the dense outputs of either model on the same fixed input, in its dtype.
+        forwards: the dense outputs of either model; inputs after the first that the original does not
+            take are left out.
+        varied: the same on another input of the first one's sizes; what is the same there is constant.
 
     Returns:
         The proof; not exact, with the reason, where ALLOW_INEXACT let channels under a LayerNorm go
         (any difference is expected then) or the control shows that the test could not fail.
 
     Raises:
-        MisfitError: if any output differs by more than ``ALLOWED``.
+        MisfitError: if any output differs by more than ``ALLOWED``, and than rounding explains.
         PruneError: if any is not finite.
     """
-    with torch.no_grad():
-        masked = _run(mask(copy.deepcopy(model), spec, plan), forward)
-        control = _run(_control(model, plan, spec.base), forward)
-        errors = _errors(masked, pruned, forward)
-    worst = max(errors, key=lambda name: errors[name])
-    inexact = _inexact(plan)
-    if not errors[worst] <= ALLOWED and not inexact:
+    found, inexact = compare(model, pruned, plan, spec, forwards), inexact_in(plan)
+    if not found.equal and not inexact:
         raise MisfitError(
-            f"the pruned model is not equal to the masked one: error {errors[worst]:.1e} at {worst} "
-            f"(allowed {ALLOWED:.0e})"
+            f"the pruned model is not equal to the masked one: error {found.error:.1e} at {found.worst} "
+            f"(allowed {found.allowed[found.worst]:.0e})"
         )
-    contrast = max(_error(masked[name], control[name]) for name in masked)
-    shown = contrast >= CONTROL * max(errors[worst], float(np.finfo(np.float64).eps))
-    reason = "" if shown else f"inconclusive: the control errs by only {contrast:.1e}"
-    return Proof(shown and not inexact, errors[worst], contrast, "float64", tuple(masked), inexact or reason)
+    size, masked = next(iter(found.masked.items()))
+    control = _run(_control(model, plan, spec.base), forwards[size])
+    contrasts = {name: _error(tensor, control[name]) for name, tensor in masked.items()}
+    constant = _constant(model, masked, contrasts, forwards[size], varied)
+    contrast = max(contrasts.values())
+    shown = contrast >= CONTROL * max(found.error, float(np.finfo(np.float64).eps))
+    reason = "" if shown else _inconclusive(masked, constant, contrast)
+    return Proof(
+        exact=shown and not inexact,
+        error=found.error,
+        control_error=contrast,
+        dtype="float64",
+        compared=tuple(masked),
+        reason=inexact or reason,
+        inputs=tuple(found.masked),
+        constant=constant,
+    )
 
 
+@torch.no_grad()
 def compare(
-    model: nn.Module, pruned: nn.Module, plan: PrunePlan, spec: PruneSpec, forward: Forward
-) -> dict[str, float]:
-    """By output, how far the pruned model is from the masked one, in float64."""
-    return _errors(_run(mask(copy.deepcopy(model), spec, plan), forward), pruned, forward)
+    model: nn.Module, pruned: nn.Module, plan: PrunePlan, spec: PruneSpec, forwards: Forwards
+) -> Comparison:
+    """How far the pruned model is from the masked one, in float64."""
+    reference = mask(copy.deepcopy(model), spec, plan)
+    masked, small = _reference(reference, forwards), copy.deepcopy(pruned)
+    errors = _errors(masked, {size: _run_at(size, small, forwards[size]) for size in masked})
+    allowed = dict.fromkeys(errors, ALLOWED)
+    if max(errors.values()) > ALLOWED:
+        turned = {size: _run(reference, forwards[size], reverse=True) for size in masked}
+        rounding = _errors(masked, turned)
+        allowed = {name: min(MOST, max(ALLOWED, ROUNDING * rounding[name])) for name in errors}
+    return Comparison(masked, errors, allowed)
 
 
-def _errors(masked: Outputs, pruned: nn.Module, forward: Forward) -> dict[str, float]:
-    small = _run(copy.deepcopy(pruned), forward)
-    return {name: _error(tensor, small[name]) for name, tensor in masked.items()}
+def _reference(masked: nn.Module, forwards: Forwards) -> dict[str, Outputs]:
+    found: dict[str, Outputs] = {}
+    for size, forward in forwards.items():
+        try:
+            outputs = _run(masked, forward)
+            if not found or _same_kind(next(iter(found.values())), outputs):
+                found[size] = outputs
+        except PruneError:
+            raise
+        except MISFITS as error:
+            why = told(error)
+            if not found:
+                raise PruneError(
+                    f"the proof needs {type(masked).__name__} in float64, where it does not run: {why} "
+                    "(verify=False leaves the proof out)"
+                ) from error
+    return found
 
 
-def _inexact(plan: PrunePlan) -> str:
+def _same_kind(first: Outputs, other: Outputs) -> bool:
+    """As many rows, or twice as many: else code shaped larger images into more of the first ones' size."""
+    rows = [(len(t), len(other[name])) for name, t in first.items() if t.dim() and name in other]
+    return first.keys() == other.keys() and all(new in (old, 2 * old) for old, new in rows)
+
+
+def _run_at(size: str, pruned: nn.Module, forward: Forward) -> Outputs:
+    try:
+        return _run(pruned, forward)
+    except PruneError:
+        raise
+    except MISFITS as error:
+        raise MisfitError(f"{told(error)} (the pruned model, on an input of {size})") from error
+
+
+def _errors(expected: Mapping[str, Outputs], got: Mapping[str, Outputs]) -> dict[str, float]:
+    first = next(iter(expected))
+    return {
+        name if size == first else f"{name} on an input of {size}": _error(tensor, got[size][name])
+        for size, outputs in expected.items()
+        for name, tensor in outputs.items()
+    }
+
+
+def inexact_in(plan: PrunePlan) -> str:
     """Why removal can't equal masking here; empty where it must."""
     pruned = (g for g, k in zip(plan.groups, plan.kept, strict=True) if len(k) < g.units)
     return next((g.inexact for g in pruned if g.inexact), "")
 
 
-def _run(model: nn.Module, forward: Forward) -> Outputs:
-    outputs = forward(model.double().eval())
+@torch.no_grad()
+def _run(model: nn.Module, forward: Forward, reverse: bool = False) -> Outputs:
+    with in_float64(), ReversedSums() if reverse else nullcontext():
+        outputs = forward(model.double().eval())
     for name, tensor in outputs.items():
         if not torch.isfinite(tensor).all():
             raise PruneError(f"output '{name}' is not finite: can't compare")
@@ -94,6 +199,28 @@ def _error(expected: Tensor, got: Tensor) -> float:
     largest = expected.abs().max().item() if expected.numel() else 0.0
     worst = (expected - got).abs().max().item() if expected.numel() else 0.0
     return worst / largest if largest else worst
+
+
+def _constant(
+    model: nn.Module, masked: Outputs, contrasts: Mapping[str, float], *forwards: Forward
+) -> tuple[str, ...]:
+    """Outputs that are the same whatever is masked and put in: they show nothing."""
+    if all(contrasts.values()):
+        return ()
+    runs = [masked, *(_run(copy.deepcopy(model), forward) for forward in forwards)]
+    unmoved = (name for name, contrast in contrasts.items() if not contrast)
+    return tuple(n for n in unmoved if all(_same(masked[n], run.get(n)) for run in runs))
+
+
+def _same(one: Tensor, two: Tensor | None) -> bool:
+    return two is not None and torch.equal(one, two)
+
+
+def _inconclusive(masked: Outputs, constant: tuple[str, ...], contrast: float) -> str:
+    if len(constant) < len(masked):
+        return f"inconclusive: the control errs by only {contrast:.1e}"
+    zero = ", all zeros" if not any(tensor.any() for tensor in masked.values()) else ""
+    return f"inconclusive: the output is constant{zero}: initialise the head or load weights"
 
 
 def control_plan(plan: PrunePlan) -> PrunePlan:

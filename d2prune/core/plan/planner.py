@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 from operator import neg
 
 import numpy as np
@@ -23,6 +24,8 @@ from d2prune.errors import PruneError
 
 TARGETS: tuple[Target, ...] = ("channels", "params", "macs")
 TOLERANCE = 0.002  # fraction of the whole; a fifth of the promised percentage point
+PROMISED = 0.01  # fraction of the whole
+MOST_TRIED = 50_000  # pairs of widths; a second or so
 
 Key = Callable[[Group, Scores, int, int], float]
 """``key(group, sorted_scores, gone, then_gone)``: chunks go in ascending order of this."""
@@ -145,6 +148,7 @@ def _spend(state: _State, ranked_scores: Sequence[Scores], request: Request) -> 
         elif (following := chunk(taken.group)) is not None:
             heapq.heappush(heap, following)
     _round_up(state, over, request.amount)
+    _approach(state, free, request.amount)
 
 
 def _round_up(state: _State, over: _Chunk | None, amount: float) -> None:
@@ -156,6 +160,33 @@ def _round_up(state: _State, over: _Chunk | None, amount: float) -> None:
     state.remove(over.group, over.then_gone)
     if abs(state.removed() - amount) >= short:
         state.remove(over.group, before)
+
+
+def _approach(state: _State, free: Sequence[int], amount: float) -> None:
+    """Where large steps leave the promise unmet: another width of one group, or of two, if that is nearer.
+
+    Of those that meet it the smallest change is taken, so that little is lost of the allocation.
+    """
+
+    def off() -> float:
+        return max(abs(state.removed() - amount), PROMISED)
+
+    choices = {g: [0, *(state.groups[g].units - n for n in state.limits[g].allowed_units)] for g in free}
+    options = sum(map(len, choices.values()))
+    for together, tries in ((1, options), (2, options**2 / 2)):
+        if off() <= PROMISED or tries > MOST_TRIED:
+            return
+        best: tuple[float, float, list[tuple[int, int]]] = (off() - 1e-9, 0.0, [])
+        for chosen in combinations(free, together):
+            before = [(g, state.gone[g]) for g in chosen]
+            for gone in product(*(choices[g] for g in chosen)):
+                state.remove_all(zip(chosen, gone, strict=True))
+                if any(state.gone):
+                    steps = zip(before, gone, strict=True)
+                    change = sum(abs(new - old) / state.groups[g].units for (g, old), new in steps)
+                    best = min(best, (off(), change, list(zip(chosen, gone, strict=True))))
+            state.remove_all(before)
+        state.remove_all(best[2])
 
 
 def _check_reach(state: _State, free: Sequence[int], request: Request) -> None:
@@ -209,6 +240,11 @@ class _State:
             if member.site in self.widths:
                 self.widths[member.site] -= change * member.indices.shape[1]
         self.saved -= self._price(touched)
+
+    def remove_all(self, numbers: Iterable[tuple[int, int]]) -> None:
+        """:meth:`remove` for several groups."""
+        for g, gone in numbers:
+            self.remove(g, gone)
 
     def _price(self, layers: set[str]) -> float:
         target: Target = "macs" if self.target == "macs" else "params"

@@ -113,7 +113,7 @@ def test_any_net_is_pruned_exactly_or_has_nothing_to_prune(model, allocation):
     try:
         result = prune(model, 0.3, "channels", allocation=allocation, example_inputs=images())
     except PruneError as error:  # two shuffles in a row can't tell groups from channels: found by trial
-        assert "nothing was pruned" in str(error) and "without one of its channels" in str(error)
+        assert "nothing was pruned" in str(error) and "without some of its channels" in str(error)
         return
     assert result.proof.error < 1e-9 and result.after.params < result.before.params
     masked_equals_pruned(model, result, images())
