@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,12 +20,9 @@ from d2prune.pruning import PruneResult
 from d2prune.report.machine import environment
 from d2prune.report.timing import Latency
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 REPORT_FILE = "pruning_report.json"
 BASELINE, PRUNED, FINE_TUNED, CONTROL = "baseline", "pruned", "fine-tuned", "continued baseline"
-Record = TypeVar("Record", bound="DataclassInstance")
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -130,8 +128,8 @@ class Report:
 
 
 def _read(record: type[Record], data: Mapping[str, Any]) -> Record:
-    fields = {field.name for field in dataclasses.fields(record)}
-    return record(**{key: value for key, value in data.items() if key in fields})
+    known = inspect.signature(record).parameters
+    return record(**{key: value for key, value in data.items() if key in known})
 
 
 def _read_proof(data: Mapping[str, Any] | None) -> Proof | None:
