@@ -5,19 +5,22 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from detectron2.modeling.backbone import MViT, SwinTransformer, ViT
 from torch import Tensor, nn
 
 from d2prune.adapters.base import flatten
 from d2prune.benchmarks.entries import Entry
+from d2prune.benchmarks.libraries import noise_image
 from d2prune.benchmarks.row import first_line, lively
 from d2prune.pruning import prune
 
 CLOSE = 1e-4  # of an output's largest value, in float32
 Way = Callable[[nn.Module, Tensor], Sequence[Tensor]]
-HEAD = ("architecture", "attributes", "calls", "hooks", "jit.trace", "compile", "export", "ONNX")
+HEAD = ("architecture", "attributes", "keys", "calls", "hooks", "jit.trace", "compile", "export", "ONNX")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Plainness:
     Attributes:
         name: of the entry.
         attributes: how many integer attributes were set.
+        keys: how many layers' rows were scaled for narrower heads.
         calls: how many calls in code had their numbers changed, and in which classes.
         hooks: how many hooks the pruned model carries.
         ways: by way of running, "equal", or what went wrong; "as unpruned" where neither model can be run so.
@@ -34,16 +38,24 @@ class Plainness:
 
     name: str
     attributes: int
+    keys: int
     calls: str
     hooks: int
     ways: dict[str, str]
 
     def cells(self) -> tuple[str, ...]:
         """A line of the table under HEAD."""
-        return (self.name, str(self.attributes), self.calls, str(self.hooks), *self.ways.values())
+        return (
+            self.name,
+            str(self.attributes),
+            str(self.keys),
+            self.calls,
+            str(self.hooks),
+            *self.ways.values(),
+        )
 
 
-def measure_plainness(entry: Entry, amount: float = 0.25) -> Plainness:
+def measure_plainness(entry: Entry, amount: float = 0.15) -> Plainness:
     """Prune a fresh model of ``entry``, which takes tensors, and run it in every way."""
     assert entry.inputs is not None, "architectures with adapters take lists of dicts"
     torch.manual_seed(0)
@@ -55,7 +67,8 @@ def measure_plainness(entry: Entry, amount: float = 0.25) -> Plainness:
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pruned.modules())
     ways = {name: _way(way, Plain(model), pruned, x) for name, way in WAYS.items()}
     attributes = sum(map(len, spec.attributes.values()))
-    return Plainness(entry.name, attributes, f"{calls} ({', '.join(classes)})" if calls else "0", hooks, ways)
+    changed = f"{calls} ({', '.join(classes)})" if calls else "0"
+    return Plainness(entry.name, attributes, len(spec.scales), changed, hooks, ways)
 
 
 class Plain(nn.Module):
@@ -115,3 +128,11 @@ WAYS: dict[str, Way] = {
     "export": _exported,
     "ONNX": _by_onnxruntime,
 }
+
+_STAGES: dict[str, Any] = {"depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 4}
+_BACKBONES: dict[str, Callable[[], nn.Module]] = {
+    "detectron2 ViT": lambda: ViT(64, embed_dim=96, depth=2, num_heads=4, window_size=2, use_rel_pos=True),
+    "detectron2 MViT": lambda: MViT(img_size=64, embed_dim=32, depth=4, last_block_indexes=(0, 1, 2, 3)),
+    "detectron2 SwinTransformer": lambda: SwinTransformer(embed_dim=24, **_STAGES),
+}
+BACKBONES = {name: Entry(name, build, partial(noise_image, 64)) for name, build in _BACKBONES.items()}
