@@ -133,7 +133,8 @@ def _read(record: type[Record], data: Mapping[str, Any]) -> Record:
 
 
 def _read_proof(data: Mapping[str, Any] | None) -> Proof | None:
-    return _read(Proof, {**data, "compared": tuple(data["compared"])}) if data else None
+    names = ("compared", "inputs", "constant")  # the last two are missing in older reports
+    return _read(Proof, {**data, **{name: tuple(data.get(name, ())) for name in names}}) if data else None
 
 
 def _read_stage(data: Mapping[str, Any]) -> Stage:

@@ -62,7 +62,7 @@ def report():
         "before": {"params": 4_000_000, "macs": 2_000_000_000},
         "after": {"params": 1_000_000, "macs": 1_000_000_000},
         "proof": {"exact": True, "error": 1.5e-15, "control_error": 0.42, "dtype": "float64",
-                  "compared": ["bases", "P3/logits"], "reason": ""},
+                  "compared": ["bases", "P3/logits"], "reason": "", "inputs": ["1x3x64x64"], "constant": []},
         "coverage": [
             layer("backbone.conv1", 64, 32, 700_000),
             layer("backbone.norm1", 64, 32, 0),

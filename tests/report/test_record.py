@@ -42,6 +42,11 @@ def test_a_report_goes_to_a_file_and_back(report, tmp_path):
     assert written == {**report, "detections": None}
 
 
+def test_a_report_written_before_proofs_named_their_inputs_is_read(report):
+    del report["proof"]["inputs"], report["proof"]["constant"]
+    assert read(report).proof.inputs == read(report).proof.constant == ()
+
+
 def test_what_a_later_version_adds_is_passed_over(report):
     more = {**report, "curve": [], "before": {**report["before"], "ms": 3.0}}
     assert read(more) == read(report)
