@@ -46,7 +46,8 @@ def misfit(error: Exception) -> MisfitError:
     """What a pruned model that does not run is refused with."""
     return MisfitError(
         f"the pruned model does not run: {told(error)} (its code may count on a width; "
-        "keep the layers before that place whole with MODEL.PRUNING.PROTECT)"
+        "keep the layers before that place whole with MODEL.PRUNING.PROTECT)",
+        keys=("MODEL.PRUNING.PROTECT",),
     )
 
 

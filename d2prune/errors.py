@@ -36,10 +36,10 @@ class PruneError(ValueError):
         """Return the error with its keys named as another kind of configuration names them.
 
         Args:
-            names: the other spelling by key. An error without keys is searched for all of these.
+            names: the other spelling by key.
         """
         text = str(self)
-        for key in sorted(self.keys or names, key=len, reverse=True):  # AMOUNT is also part of other keys
+        for key in sorted(self.keys, key=len, reverse=True):  # AMOUNT is also part of other keys
             text = text.replace(key, names.get(key, key))
         return PruneError(text, keys=tuple(names.get(key, key) for key in self.keys))
 

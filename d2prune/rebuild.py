@@ -16,12 +16,13 @@ from d2prune.core.literals.changes import apply_changes, check_changes
 from d2prune.core.literals.version1 import install
 from d2prune.errors import PruneError
 
+SPEC = "prune_spec"  # the attribute of a pruned model that holds its spec
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def spec_of_model(model: nn.Module) -> PruneSpec | None:
     """The spec that ``model`` was pruned or rebuilt by; None for an unpruned model."""
-    spec = getattr(model, "prune_spec", None)
+    spec = getattr(model, SPEC, None)
     if isinstance(spec, dict):  # of an unpickled model
         return PruneSpec.from_dict(spec)
     return spec if isinstance(spec, PruneSpec) else None
@@ -55,7 +56,7 @@ def _apply(model: Model, spec: PruneSpec, recorded: PruneSpec) -> Model:
     resize(model, _fit(model, spec, adapter.training_only(model)))
     apply_changes(model, spec.code)
     install(model, recorded.corrections)
-    model.prune_spec = recorded
+    setattr(model, SPEC, recorded)
     adapter.after_resize(model)
     return model
 

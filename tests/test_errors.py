@@ -15,8 +15,8 @@ def test_only_the_keys_that_the_error_names_are_spelled_anew():
     assert str(named.spelled(NAMES)) == "'AMOUNT.pth': prune.enabled needs a file"
 
 
-def test_an_error_without_keys_is_searched_for_all():
-    assert str(PruneError("MODEL.PRUNING.AMOUNT is 2").spelled(NAMES)) == "prune.amount is 2"
+def test_what_an_error_does_not_carry_as_a_key_stays():
+    assert str(PruneError("file FADE/MODEL.PRUNE").spelled(NAMES)) == "file FADE/MODEL.PRUNE"
 
 
 def test_keys_survive_the_way_to_another_rank():

@@ -17,6 +17,7 @@ from torch import nn
 from d2prune.checkpoint.checkpointer import PruningCheckpointer
 from d2prune.checkpoint.reader import read_spec
 from d2prune.checkpoint.refusals import check_base
+from d2prune.checkpoint.writer import FROM_STRUCT
 from d2prune.config import get_cfg
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.errors import PruneError
@@ -149,7 +150,7 @@ def trusted_struct(path: str) -> nn.Module | None:
     if not isinstance(struct, nn.Module):
         return None
     logger.warning("TRUST_STRUCT: unpickled the %s in '%s'", type(struct).__name__, path)
-    struct.from_struct = True  # no config builds it: checkpoints of it must hold it again
+    setattr(struct, FROM_STRUCT, True)  # checkpoints of it must hold it again
     return struct
 
 

@@ -14,14 +14,17 @@ Path = str | os.PathLike[str]
 
 def missing(path: Path) -> PruneError:
     """There is no such file."""
-    return PruneError(f"checkpoint '{path}' does not exist; set MODEL.WEIGHTS to a file")
+    return PruneError(
+        f"checkpoint '{path}' does not exist; set MODEL.WEIGHTS to a file", keys=("MODEL.WEIGHTS",)
+    )
 
 
 def no_spec(path: Path) -> PruneError:
     """A pruned checkpoint is needed; this one is not."""
     return PruneError(
         f"'{path}' holds no pruning spec: prune it first with MODEL.PRUNE True, or train it with "
-        "MODEL.FINETUNE False"
+        "MODEL.FINETUNE False",
+        keys=("MODEL.PRUNE True", "MODEL.FINETUNE False"),
     )
 
 

@@ -15,6 +15,8 @@ from d2prune.rebuild import spec_of_model
 
 logger = logging.getLogger(__name__)
 
+FROM_STRUCT = "from_struct"  # the attribute of a module that no config builds: only its file holds it
+
 
 def checkpoint_data(model: nn.Module, with_struct: bool) -> dict[str, Any]:
     """``model``, and for a pruned one ``prune_spec`` and ``struct``; each tensor is stored once."""
@@ -25,7 +27,7 @@ def additions(model: nn.Module, with_struct: bool) -> dict[str, Any]:
     """What a checkpoint of a pruned model has besides: ``prune_spec`` and ``struct``."""
     spec = spec_of_model(model)
     data: dict[str, Any] = {} if spec is None else {"prune_spec": spec.to_dict()}
-    if with_struct and (spec is not None or getattr(model, "from_struct", False)):
+    if with_struct and (spec is not None or getattr(model, FROM_STRUCT, False)):
         try:
             data["struct"] = Struct(model)
         except UNPICKLABLE as error:  # a lock, say: hours of training must not be lost for it

@@ -22,7 +22,7 @@ class Registry(Mapping[str, Value]):
 
         def add(value: Value) -> Value:
             if self._values.get(name, value) is not value:
-                raise PruneError(f"{self._key} '{name}' is registered already")
+                raise PruneError(f"{self._key} '{name}' is registered already", keys=(self._key,))
             self._values[name] = value
             return value
 
@@ -30,7 +30,8 @@ class Registry(Mapping[str, Value]):
 
     def __getitem__(self, name: str) -> Value:
         if name not in self._values:
-            raise PruneError(f"{self._key} is {name!r}; expected one of: {', '.join(self._values)}")
+            known = ", ".join(self._values)
+            raise PruneError(f"{self._key} is {name!r}; expected one of: {known}", keys=(self._key,))
         return self._values[name]
 
     def __contains__(self, name: object) -> bool:

@@ -45,7 +45,8 @@ def limits_of(groups: Sequence[Group], request: Request, names: Iterable[str]) -
         if not 0 <= ratio < 1:
             raise PruneError(
                 f"MODEL.PRUNING.RATIOS gives {ratio} for '{pattern}'; expected a fraction of "
-                "channels removed, 0 <= ratio < 1"
+                "channels removed, 0 <= ratio < 1",
+                keys=("MODEL.PRUNING.RATIOS",),
             )
     return tuple(_limits(group, request) for group in groups)
 
@@ -56,7 +57,8 @@ def _check_pattern(key: str, pattern: str, names: Sequence[str]) -> None:
     tops = dict.fromkeys(".".join(n.split(".")[: i + 1]) for n in names for i in range(n.count(".")))
     close = difflib.get_close_matches(pattern, [*(f"{top}.*" for top in tops), *names], 1, 0.6)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    raise PruneError(f"MODEL.PRUNING.{key} pattern '{pattern}' matches no module{hint}")
+    message = f"MODEL.PRUNING.{key} pattern '{pattern}' matches no module{hint}"
+    raise PruneError(message, keys=(f"MODEL.PRUNING.{key}",))
 
 
 def _limits(group: Group, request: Request) -> Limits:

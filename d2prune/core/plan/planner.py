@@ -61,7 +61,8 @@ def plan(
     if all(limit.reason for limit in limits):
         raise PruneError(
             f"nothing was pruned: {len(groups)} of {len(groups)} groups are protected or skipped"
-            + (f"; the first: {groups[0].name} ({limits[0].reason})" if groups else "")
+            + (f"; the first: {groups[0].name} ({limits[0].reason})" if groups else ""),
+            keys=("INCLUDE", "ROUND_TO", "MAX_RATIO", "ALLOW_INEXACT"),
         )
     state = _State(groups, limits, costs, request.target)
     for g, limit in enumerate(limits):
@@ -71,7 +72,8 @@ def plan(
     if not any(state.gone):
         raise PruneError(
             f"nothing was pruned: AMOUNT {request.amount} of {request.target} is less than the "
-            f"smallest step ({len(groups)} groups, ROUND_TO {request.round_to})"
+            f"smallest step ({len(groups)} groups, ROUND_TO {request.round_to})",
+            keys=("AMOUNT", "ROUND_TO"),
         )
     kept = tuple(_keep(s, n) for s, n in zip(scores, state.gone, strict=True))
     return PrunePlan(tuple(groups), kept, tuple(r.reason for r in limits), state.removed())
@@ -80,18 +82,16 @@ def plan(
 def check(request: Request) -> None:
     """Raises PruneError for a value no plan can be made with."""
     ALLOCATIONS[request.allocation]
-    if request.target not in TARGETS:
-        raise PruneError(f"MODEL.PRUNING.TARGET is {request.target!r}; expected one of: {', '.join(TARGETS)}")
-    if not 0 < request.amount < 1:
-        raise PruneError(
-            f"MODEL.PRUNING.AMOUNT is {request.amount}; expected a fraction removed, 0 < AMOUNT < 1"
-        )
-    if not 0 < request.max_ratio < 1:
-        raise PruneError(
-            f"MODEL.PRUNING.MAX_RATIO is {request.max_ratio}; expected a fraction, 0 < MAX_RATIO < 1"
-        )
-    if request.round_to < 1:
-        raise PruneError(f"MODEL.PRUNING.ROUND_TO is {request.round_to}; expected an integer >= 1")
+    allowed = [
+        ("TARGET", repr(request.target), f"one of: {', '.join(TARGETS)}", request.target in TARGETS),
+        ("AMOUNT", request.amount, "a fraction removed, 0 < AMOUNT < 1", 0 < request.amount < 1),
+        ("MAX_RATIO", request.max_ratio, "a fraction, 0 < MAX_RATIO < 1", 0 < request.max_ratio < 1),
+        ("ROUND_TO", request.round_to, "an integer >= 1", request.round_to >= 1),
+    ]
+    for key, value, expected, right in allowed:
+        if not right:
+            message = f"MODEL.PRUNING.{key} is {value}; expected {expected}"
+            raise PruneError(message, keys=(f"MODEL.PRUNING.{key}", key))
 
 
 def fraction_removed(
@@ -199,7 +199,8 @@ def _check_reach(state: _State, free: Sequence[int], request: Request) -> None:
     if most < request.amount - 0.01:
         raise PruneError(
             f"AMOUNT {request.amount} of {request.target} can't be reached: at most "
-            f"{int(most * 100) / 100:.2f} with MAX_RATIO {request.max_ratio} and the protected layers"
+            f"{int(most * 100) / 100:.2f} with MAX_RATIO {request.max_ratio} and the protected layers",
+            keys=("AMOUNT", "MAX_RATIO"),
         )
 
 

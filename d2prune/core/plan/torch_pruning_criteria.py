@@ -79,7 +79,8 @@ class TorchPruningCriterion:
         kinds = ", ".join(dict.fromkeys(type(layer).__name__ for layer in layers.values()))
         return PruneError(
             f"MODEL.PRUNING.CRITERION '{self.name}' can't score the channels of {group.name}: "
-            f"{reason or f'it scores none of their layers ({kinds})'}"
+            f"{reason or f'it scores none of their layers ({kinds})'}",
+            keys=("MODEL.PRUNING.CRITERION",),
         )
 
 
@@ -92,7 +93,8 @@ def name_of(criterion: str | Importance) -> str:
 def _named(name: str) -> Importance:
     classes = _classes()
     if name not in classes:
-        raise PruneError(f"MODEL.PRUNING.CRITERION is {name!r}; expected one of: {', '.join(classes)}")
+        message = f"MODEL.PRUNING.CRITERION is {name!r}; expected one of: {', '.join(classes)}"
+        raise PruneError(message, keys=("MODEL.PRUNING.CRITERION",))
     importance: Importance = classes[name]()
     return importance
 

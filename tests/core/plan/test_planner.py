@@ -75,7 +75,10 @@ def test_rounding_goes_with_whole_normalisation_groups():
 
 def test_a_group_with_no_allowed_width_says_so():
     result = detector(amount=0.4, round_to=16)
-    assert widths(result)["backbone.1.0"] == (32, 16) and widths(result)["head.0.0"][1] % 8 == 0
+    assert widths(result)["backbone.1.0"] == (32, 16) and widths(result)["head.0.0"] == (
+        24,
+        24,
+    )  # 0.43 goes; with 16, 0.52
     reason = {row.name: row.reason for row in result.coverage}["backbone.0.0"]
     assert reason == ("no width from 4 to 15 is a multiple of ROUND_TO 16 (step 1, MAX_RATIO 0.75)")
     assert "multiple of ROUND_TO 32" in text_of(amount=0.4, round_to=32)
