@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 import d2prune
@@ -304,3 +305,15 @@ def test_the_exact_part_of_an_inexact_plan_is_proved(monkeypatch):
     monkeypatch.setattr(proving, "cut_by_plan", sabotaged)
     with pytest.raises(MisfitError, match="not equal to the masked one"):
         prune(model, 0.5, "channels", allow_inexact=True, example_inputs=ROWS, allocation="uniform")
+
+
+def test_a_torchvision_detector_as_it_is_is_refused_by_name():
+    model = torchvision.models.detection.fcos_resnet50_fpn(weights=None, weights_backbone=None).eval()
+    images = torch.rand(1, 3, 64, 64)
+    with pytest.raises(PruneError, match="FCOS is a torchvision detector: .* pass a forward_fn="):
+        d2prune.prune(model, 0.3, example_inputs=([images[0]],))
+
+    def dense(model, images):
+        return model.head(list(model.backbone(images).values()))
+
+    assert d2prune.prune(model, 0.1, example_inputs=images, forward_fn=dense).proof.exact

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from d2prune.adapters.base import find_adapter, flatten
 from d2prune.adapters.generic import generic_adapter
 from d2prune.adapters.images import PROOF_SIZE, TEST_SIZE, Size, padding_step, random_images
+from d2prune.errors import PruneError
 
 
 class TraceInput:
@@ -29,6 +30,8 @@ class TraceInput:
         forward_fn: Callable[[nn.Module, Any], Any] | None = None,
         count_size: Size | None = None,
     ) -> None:
+        if forward_fn is None:
+            _refuse_detections(model)
         self.adapter = find_adapter(model) if forward_fn is None else None
         if self.adapter is None and example_inputs is None:
             self.adapter = generic_adapter(model)
@@ -76,6 +79,16 @@ class TraceInput:
         if self.forward_fn is not None:
             return flatten(self.forward_fn(model, inputs))
         return flatten(_call(model, inputs))
+
+
+def _refuse_detections(model: nn.Module) -> None:
+    """Raise PruneError for torchvision's detectors, which give boxes after sorting and suppression."""
+    if any(cls.__module__.startswith("torchvision.models.detection.") for cls in type(model).__mro__):
+        raise PruneError(
+            f"{type(model).__name__} is a torchvision detector: its boxes come after sorting and suppression, "
+            "where two models can't be compared; pass a forward_fn= that returns dense outputs, such as "
+            "lambda model, images: model.backbone(images), with what reads these"
+        )
 
 
 def padded_size(model: nn.Module, size: Size) -> Size:
