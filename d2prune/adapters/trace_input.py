@@ -86,8 +86,8 @@ def _refuse_detections(model: nn.Module) -> None:
     if any(cls.__module__.startswith("torchvision.models.detection.") for cls in type(model).__mro__):
         raise PruneError(
             f"{type(model).__name__} is a torchvision detector: its boxes come after sorting and "
-            "suppression, where two models can't be compared; pass a forward_fn= that returns dense outputs, such as "
-            "lambda model, images: model.backbone(images), with what reads these"
+            "suppression, where two models can't be compared; pass a forward_fn= that returns dense "
+            "outputs, such as lambda model, images: model.backbone(images), with what reads these"
         )
 
 
