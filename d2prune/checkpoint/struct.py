@@ -70,11 +70,21 @@ class _Pickler(Pickler):
         return self._seen[id(obj)], isinstance(obj, nn.Parameter), obj.requires_grad
 
 
+_MOVED = {  # since spec version 1
+    "d2prune.core.attention": "d2prune.core.layers.attention",
+    "d2prune.core.layers": "d2prune.core.layers.kinds",
+    "d2prune.core.spec": "d2prune.core.cut.spec",
+}
+
+
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO, tensors: list[Tensor]) -> None:
         super().__init__(file)
         self._tensors = tensors
         self._made: dict[int, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        return super().find_class(_MOVED.get(module, module), name)
 
     def persistent_load(self, key: tuple[int, bool, bool]) -> Tensor:
         index, is_parameter, requires_grad = key

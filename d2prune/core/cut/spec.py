@@ -76,6 +76,11 @@ class PruneSpec:
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (self.to_dict(),)  # so that pickled models need no d2prune
 
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(
+            {**vars(PruneSpec("")), **state}
+        )  # version 1 was pickled as it was, with fewer fields
+
     def __deepcopy__(self, memo: object) -> PruneSpec:
         return self
 

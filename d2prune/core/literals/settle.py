@@ -22,7 +22,7 @@ from d2prune.core.literals.sites import frames_of_call, locate
 from d2prune.core.literals.wanted import Wanted, all_numbers, solved
 from d2prune.core.literals.written import CallChange, UnchangeableError
 from d2prune.core.types import CallKey, SizeLiteral
-from d2prune.errors import MISFITS, PruneError
+from d2prune.errors import MISFITS, PruneError, told
 
 Outputs = Mapping[str, Tensor]
 Run = Callable[[nn.Module], Outputs]
@@ -108,8 +108,8 @@ class _Settling:
         try:
             if self._close(self._corrected()[0]):
                 return True
-        except MISFITS:
-            pass
+        except MISFITS as error:
+            told(error)  # raises what is a mistake of ours
         back = {p: {n: (b, a) for n, (a, b) in values.items()} for p, values in attributes.items()}
         set_attributes(self._model, back)
         return False
