@@ -317,3 +317,18 @@ def test_a_torchvision_detector_as_it_is_is_refused_by_name():
         return model.head(list(model.backbone(images).values()))
 
     assert d2prune.prune(model, 0.1, example_inputs=images, forward_fn=dense).proof.exact
+
+
+def test_a_bare_parameter_may_end_with_one_value():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 3, 1)
+            self.scale = nn.Parameter(torch.rand(2, 1, 1))
+
+        def forward(self, x):
+            return self.last(self.first(x) * self.scale)
+
+    result = prune(Scaled().eval(), 0.5, "channels", example_inputs=torch.rand(1, 3, 8, 8))
+    assert result.proof.exact and result.model.scale.shape == (1, 1, 1)
+    assert {row.name: row.after for row in result.coverage}["scale"] == 1

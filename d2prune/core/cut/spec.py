@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,10 +183,6 @@ def _whole(number: Any) -> int:
     if type(number) is not int:  # neither 3.7, which int() would cut, nor True
         raise TypeError(f"{number!r} is not an integer")
     return number
-
-
-def _wholes(numbers: Iterable[Any]) -> tuple[int, ...]:
-    return tuple(_whole(n) for n in numbers)
 
 
 def _before(row: Mapping[str, Any], axis: str) -> int | None:

@@ -98,7 +98,7 @@ def own_tensors(layer: nn.Module) -> dict[str, Tensor]:
 
 def parameter_dim(parameter: Tensor) -> int:
     """The channel dimension of a bare parameter: the last that is not 1."""
-    return max(i for i, size in enumerate(parameter.shape) if size > 1)
+    return max((i for i, size in enumerate(parameter.shape) if size > 1), default=0)
 
 
 def _reshape_norm(layer: Layer) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from d2prune.adapters import TraceInput
 from d2prune.core.cut.proof import control_plan, verify
 from d2prune.core.cut.spec import spec_of
-from d2prune.core.cut.surgery import resize
+from d2prune.core.cut.surgery import mask, resize
 from d2prune.core.plan.costs import measure
 from d2prune.core.plan.criteria import score
 from d2prune.core.plan.limits import limits_of
@@ -143,3 +143,21 @@ def test_the_control_masks_as_many_kept_units():
             continue
         gone, held = set(range(width)) - set(real.inp), set(range(width)) - set(keep.inp)
         assert not gone & held and len(held) == min(len(gone), len(real.inp))
+
+
+def test_what_rounding_decides_on_another_input_proves_nothing():
+    case = Case(Residual())
+    first = case.target.outputs
+    masked = mask(copy.deepcopy(case.model).double().eval(), case.spec, case.plan)
+    with torch.no_grad():
+        exactly = first(masked)["output"]
+
+    def decided(model):
+        return {"output": (first(model)["output"] == exactly).double()}  # as top-k of equal scores
+
+    proof = verify(
+        case.model, case.pruned, case.plan, case.spec, {"a": first, "b": decided}, case.target.varied
+    )
+    assert proof.exact and proof.error < 1e-12
+    with pytest.raises(PruneError, match="not equal"):
+        verify(case.model, case.pruned, case.plan, case.spec, {"a": decided}, case.target.varied)
