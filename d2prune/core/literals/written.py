@@ -39,13 +39,22 @@ def merged(earlier: Sequence[CallChange], later: Sequence[CallChange]) -> tuple[
     """Both; where they are of one call, its later numbers."""
     calls = {replace(change, numbers=()): change for change in earlier}
     for change in later:
-        known = calls.get(replace(change, numbers=()), change)
-        same = len(known.numbers) == len(change.numbers) or change.text.startswith("split")
-        numbers = (
-            change.numbers if same else tuple(sorted({**dict(known.numbers), **dict(change.numbers)}.items()))
-        )
-        calls[replace(change, numbers=())] = replace(change, numbers=numbers)
+        place = replace(change, numbers=())
+        if place in calls and not _is_split(change):  # the lengths of a split are one number, or all
+            both = {**dict(calls[place].numbers), **dict(change.numbers)}
+            change = replace(change, numbers=tuple(sorted(both.items())))
+        calls[place] = change
     return tuple(calls.values())
+
+
+def _is_split(change: CallChange) -> bool:
+    node = ast.parse(change.text, mode="eval").body
+    return isinstance(node, ast.Call) and _function(node) in ("split", "split_with_sizes")
+
+
+def _function(node: ast.Call) -> str:
+    """The name of the function or method that is called."""
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
 def with_numbers(node: ast.expr, change: CallChange) -> None:
@@ -57,7 +66,7 @@ def with_numbers(node: ast.expr, change: CallChange) -> None:
     if isinstance(node, ast.Subscript):
         return _with_bounds(node, dict(change.numbers))
     assert isinstance(node, ast.Call)
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    name = _function(node)
     if name == "scaled_dot_product_attention":
         node.keywords = [k for k in node.keywords if k.arg != "scale"]
         node.keywords.append(ast.keyword("scale", ast.Constant(dict(change.numbers)[0])))

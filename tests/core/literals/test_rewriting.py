@@ -108,8 +108,16 @@ def test_functions_that_are_not_there_are_refused(functions):
         change_code(Loop(), [CallChange(functions, 1, 0, "x", ((0, 3),))])
 
 
-def test_later_numbers_of_a_call_win_and_others_stay():
-    one = CallChange(("forward",), 1, 0, "x.view(a, b)", ((0, 3), (1, 5)))
-    two = dataclasses.replace(one, numbers=((1, 4),))
-    three = dataclasses.replace(one, line=2)
-    assert merged([one, three], [two]) == (dataclasses.replace(one, numbers=((0, 3), (1, 4))), three)
+@pytest.mark.parametrize(
+    "text, first, second, both",
+    [
+        ("x.view(a, b)", ((0, 3), (1, 5)), ((1, 4),), ((0, 3), (1, 4))),
+        ("x.view(a, b)", ((0, 3),), ((1, 4),), ((0, 3), (1, 4))),
+        ("x.split(n, 1)", ((0, 3), (1, 2)), ((0, 2),), ((0, 2),)),
+    ],
+)
+def test_later_numbers_of_a_call_win_and_others_stay(text, first, second, both):
+    one = CallChange(("forward",), 1, 0, text, first)
+    elsewhere = dataclasses.replace(one, line=2)
+    found = merged([one, elsewhere], [dataclasses.replace(one, numbers=second)])
+    assert found == (dataclasses.replace(one, numbers=both), elsewhere)
