@@ -12,15 +12,15 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def on_meta(model: Model) -> Model:
-    """A copy on the meta device: sizes without values, which take neither time nor memory."""
+    """Return a copy on the meta device: sizes without values, which take neither time nor memory."""
     tensors = (*model.parameters(), *model.buffers())
     return copy.deepcopy(model, {id(tensor): _sizes_of(tensor) for tensor in tensors})
 
 
 def in_float32(model: Model) -> Model:
-    """A copy in float32, in eval mode, that shares its weights with ``model`` where they are float32 already.
+    """Return a float32 copy in eval mode that shares those parameters of ``model`` that are float32 already.
 
-    For runs that change no weight; statistics are copied.
+    It is for runs that change no parameter; buffers are copied.
     """
     shared = {id(p): p for p in model.parameters() if p.dtype == torch.float32}
     return copy.deepcopy(model, shared).float().eval()

@@ -11,14 +11,14 @@ Value = TypeVar("Value")
 
 
 class Registry(Mapping[str, Value]):
-    """Names to values; an unknown name says which there are."""
+    """A mapping from names to values whose error for an unknown name lists the known ones."""
 
     def __init__(self, key: str) -> None:
         self._key = key
         self._values: dict[str, Value] = {}
 
     def register(self, name: str) -> Callable[[Value], Value]:
-        """Decorator; raises PruneError if the name is taken by something else."""
+        """Return a decorator that registers its argument; it raises PruneError if the name is taken."""
 
         def add(value: Value) -> Value:
             if self._values.get(name, value) is not value:

@@ -13,23 +13,23 @@ Axis = Literal["out", "in"]
 Indices = NDArray[np.int64]
 OUTPUT = "is the model's output"
 SINGLE = "has a single channel"
-"""Beginnings of ``Group.fixed`` that say: by the model's nature, not for want of a rule."""
+"""Beginnings of ``Group.fixed`` for groups that no rule could open: the model itself fixes them."""
 Site = tuple[str, Axis]
 """One axis of one layer: (dotted path, axis). Layers that keep channels apart have only "out"."""
 
 
 @dataclass(frozen=True)
 class SizeLiteral:
-    """Numbers of channels that a call in a module's forward names: in ``view(b, n, 12, 64)``, say, 64.
+    """Numbers of channels written in a call in a module's ``forward``, such as 64 in ``view(b, n, 64)``.
 
     Attributes:
         kind: "view" (a size of the result), "slice" and "split" (places on the input), or "scale" (a
             width that attention derives its scale from).
-        dims: number of dimensions of the tensor that they are of.
-        dim: which of these.
-        size: of that dimension.
-        numbers: a size; first and end of a slice; lengths of a split; none of a scale.
-        inferred_dim: which dimension of the same view is left to be worked out by -1; -1 where none is.
+        dims: number of dimensions of the tensor that the numbers refer to.
+        dim: index of the dimension that they refer to.
+        size: size of that dimension.
+        numbers: a view's size; a slice's start and end; a split's lengths; empty for a scale.
+        inferred_dim: dimension of the same view whose size is given as -1; -1 if there is none.
     """
 
     kind: str
@@ -41,16 +41,16 @@ class SizeLiteral:
 
 
 CallKey = tuple[str, int]
-"""(dotted path of a module, which call of its forward that can name numbers, counted from 0)."""
+"""(dotted path of a module, index of the call among those in its forward that can name numbers)."""
 
 
 @dataclass(frozen=True, eq=False)
 class LiteralUse:
-    """A literal of a call, and the positions on its dimension that each unit of a group has.
+    """A literal of a call, and where each unit of a group lies on the literal's dimension.
 
     Attributes:
-        call: which call names it.
-        literal: what is named; its numbers may know the attributes that they come from.
+        call: the call that contains the literal.
+        literal: the numbers; they may be ``TrackedInt``, which know the attributes they come from.
         indices: (U, K) positions; row u belongs to unit u.
     """
 
@@ -60,13 +60,13 @@ class LiteralUse:
 
     @property
     def key(self) -> tuple[CallKey, SizeLiteral]:
-        """What it is about."""
+        """The call and the literal, as a key."""
         return self.call, self.literal
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A layer's axis that shrinks when units of its group go.
+    """A layer's axis that shrinks when units of its group are removed.
 
     Attributes:
         layer: dotted path of the module (or bare parameter), as in the model passed in.
@@ -88,19 +88,19 @@ class Member:
 class Group:
     """Channels that are cut together over several layers.
 
-    A *unit* is the least that can be removed exactly: one channel, or a whole GroupNorm group, or
+    A *unit* is the smallest set that can be removed exactly: one channel, a whole GroupNorm group, or
     the same channel of every group of a grouped convolution.
 
     Attributes:
         name: path of its first producing layer.
-        members: every axis it cuts; the first is the producer that names it.
+        members: every axis that the group cuts; the first is the producer that names it.
         producers: paths of the layers whose output channels these are; none where only layers that
             carry channels were found, which then stay.
         fixed: why it can't be pruned; empty when it can.
         inexact: why removal can't equal masking (LayerNorm); empty when it does.
-        contracted: activations are multiplied with each other and summed over these channels (queries and
-            keys, say), so besides weights that read them there are products that do.
-        literals: where the model's code names these channels by number.
+        contracted: whether activations are multiplied with each other and summed over these channels
+            (queries and keys, say), so that not only layers' weights read them.
+        literals: the numbers in the model's code that count or index these channels.
     """
 
     name: str
@@ -131,8 +131,8 @@ class Group:
 class LayerCost:
     """A layer's cost as a function of its widths: ``pair * out * in + single * out + read * in``.
 
-    ``macs_read`` is for products of activations (attention): what makes their factors pays for them by its
-    outputs, what reads the result by its inputs.
+    MACs of products of activations (attention) are attributed to the layers that make the factors, as part
+    of ``macs_single``, and to the layer that reads the result, as ``macs_read``.
     """
 
     layer: str
@@ -175,7 +175,7 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class PrunePlan:
-    """Which units stay.
+    """The units that stay, for every group.
 
     Attributes:
         groups: all groups of the model, pruned or not.
@@ -194,7 +194,7 @@ class PrunePlan:
 class Coverage:
     """One row per parameterised layer: ``before`` and ``after`` are its output widths.
 
-    ``macs`` are those of the unpruned layer: where it was left whole, what was forgone.
+    ``macs`` is the cost of the unpruned layer.
     """
 
     name: str
@@ -210,15 +210,15 @@ class Proof:
     """The verdict of :func:`d2prune.core.cut.proof.verify`.
 
     Attributes:
-        exact: masked equals pruned, and the control shows that the test can fail.
+        exact: whether masked equals pruned and the control shows that the test can fail.
         error: largest error over the outputs, relative to each output's largest magnitude.
         control_error: the same for a mask of as many *kept* channels.
-        dtype: the arithmetic of the comparison, "float64".
+        dtype: dtype that both models were run in, "float64".
         compared: names of the outputs compared.
         reason: why it is not exact; empty when it is.
         inputs: sizes of the inputs compared on, such as "1x3x64x64"; more than one where numbers in the
             model's code were changed.
-        constant: names of outputs that are the same whatever is masked and put in, and so show nothing.
+        constant: names of outputs that depend neither on the mask nor on the input, and so prove nothing.
     """
 
     exact: bool

@@ -1,1 +1,1 @@
-"""Channels taken out: surgery, proof, spec, coverage."""
+"""The removal of channels: surgery, proof, spec, coverage."""

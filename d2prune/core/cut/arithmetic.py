@@ -1,4 +1,4 @@
-"""How proofs compute: in float64 throughout, and once more with every sum the other way round."""
+"""The arithmetic of proofs: float64 throughout, and sums in reverse order to measure rounding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SUMS = {aten.mm: (0, 1, 0), aten.addmm: (1, 1, 0), aten.bmm: (0, 2, 1), aten.ba
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """A model in float64 stays in it, where its code makes constants in float32 or asks for float32."""
+    """Keep a float64 model in float64 even where its code makes float32 constants or casts to float32."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -37,7 +37,7 @@ class _Float64(TorchFunctionMode):
         try:
             return func(*args, **kwargs)
         except RuntimeError:
-            # Constants made before, in float32. What is written to must not be replaced by a copy.
+            # Constants may have been made in float32 before. A tensor written to must not become a copy.
             name = getattr(func, "__name__", "")
             writes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
             dtypes = {v.dtype for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)}
@@ -56,9 +56,9 @@ def _widened(value: Any) -> Any:
 
 
 class ReversedSums(TorchDispatchMode):
-    """Convolutions and matrix products sum over their channels from the last to the first.
+    """A mode in which convolutions and matrix products sum over channels from the last to the first.
 
-    The result is the same but for rounding, which shows how much of it a model makes.
+    The results differ by rounding only, which shows how large a model's rounding errors are.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What happened to every layer, and why: nothing that was left whole goes unsaid."""
+"""The coverage report: what happened to every layer, with the reason where one was left whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNREACHED = "was not reached by the trace"
 
 
 def coverage(model: nn.Module, pruned: nn.Module, plan: PrunePlan, costs: CostModel) -> tuple[Coverage, ...]:
-    """One row per layer of ``model`` that holds parameters or frozen norms, in its own order."""
+    """Return one row per layer of ``model`` that holds parameters or frozen statistics, in its order."""
     whys = dict(_whys(plan))
     whys = {**_shared(model, whys), **whys}
     rows: list[Coverage] = []
@@ -42,7 +42,7 @@ def _whys(plan: PrunePlan) -> Iterator[tuple[str, str]]:
 
 
 def _shared(model: nn.Module, whys: Mapping[str, str]) -> dict[str, str]:
-    """Layers whose weights are another's: what is said of that one holds for them."""
+    """Return the reasons of layers that share the weights of a layer with a reason."""
     owned = [(n, p) for n, m in model.named_modules() for p in m._parameters.values() if p is not None]
     said = {id(parameter): whys[name] for name, parameter in owned if name in whys}
     return {name: said[id(parameter)] for name, parameter in owned if id(parameter) in said}
@@ -62,7 +62,7 @@ def _has_tensors(module: nn.Module) -> bool:
 
 
 def _bare(name: str, module: nn.Module, pruned: nn.Module, whys: Mapping[str, str]) -> Iterator[Coverage]:
-    """Rows of a module that is no layer: one a parameter with channels, one for all others."""
+    """Yield the rows of a module that is no layer: one per parameter with channels, one for the rest."""
     left = []
     for leaf, parameter in module.named_parameters(recurse=False):
         path = f"{name}.{leaf}" if name else leaf

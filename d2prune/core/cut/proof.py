@@ -22,15 +22,15 @@ from d2prune.errors import MISFITS, PruneError, told
 Outputs = Mapping[str, Tensor]
 Forward = Callable[[nn.Module], Outputs]
 Forwards = Mapping[str, Forward]
-"""By the sizes of its input, a model's dense outputs in its dtype. The model must take the first input."""
+"""By input sizes, functions that return a model's dense outputs. The model must take the first input."""
 
 logger = logging.getLogger(__name__)
 ALLOWED = 1e-9  # of each output's largest magnitude, in float64
 CONTROL = 1_000  # how many times more the control must err
 ROUNDING = (
-    10  # how many times the masked model's own rounding may be allowed, where it is larger than ALLOWED ...
+    10  # how many times the masked model's own rounding error is allowed, where that is more than ALLOWED ...
 )
-MOST = 1e-6  # ... and no more than this in any case
+MOST = 1e-6  # ... but never more than this
 
 
 class MisfitError(PruneError):
@@ -39,12 +39,12 @@ class MisfitError(PruneError):
 
 @dataclass(frozen=True)
 class Comparison:
-    """The masked and the pruned model, output by output.
+    """The differences between the masked and the pruned model, output by output.
 
     Attributes:
         masked: the masked model's outputs, by the sizes of the input.
         errors: by output, the largest difference relative to its largest magnitude.
-        allowed: how large these may be.
+        allowed: by output, the largest allowed error.
     """
 
     masked: Mapping[str, Outputs]
@@ -53,17 +53,17 @@ class Comparison:
 
     @property
     def worst(self) -> str:
-        """The output that differs most for what it may."""
+        """The output with the largest error relative to what is allowed."""
         return max(self.errors, key=lambda name: self.errors[name] / self.allowed[name])
 
     @property
     def error(self) -> float:
-        """Of that output."""
+        """The error of the :attr:`worst` output."""
         return self.errors[self.worst]
 
     @property
     def equal(self) -> bool:
-        """No output differs by more than it may."""
+        """Whether no output differs by more than is allowed."""
         return self.error <= self.allowed[self.worst]
 
 
@@ -75,24 +75,24 @@ def verify(
     forwards: Forwards,
     varied: Forward,
 ) -> Proof:
-    """Compares the masked original with the pruned model on every dense output, in float64.
+    """Compare the masked original with the pruned model on every dense output, in float64.
 
     Args:
         model: the original, untouched.
         pruned: the result of :func:`d2prune.core.cut.surgery.resize`.
         plan: what was removed; the control masks as many of the units that stayed.
         spec: the plan as carried out.
-        forwards: the dense outputs of either model; inputs after the first that the original does not
-            take are left out.
-        varied: the same on another input of the first one's sizes; what is the same there is constant.
+        forwards: return the dense outputs of either model; inputs after the first that the original
+            does not take are left out.
+        varied: the same on another input of the first one's sizes, to find outputs that are constant.
 
     Returns:
-        The proof; not exact, with the reason, where ALLOW_INEXACT let channels under a LayerNorm go
-        (any difference is expected then) or the control shows that the test could not fail.
+        The proof. It is not exact, with the reason, if channels under a LayerNorm were removed with
+        ALLOW_INEXACT (differences are expected then), or if the control errs too little to prove anything.
 
     Raises:
-        MisfitError: if any output differs by more than ``ALLOWED``, and than rounding explains.
-        PruneError: if any is not finite.
+        MisfitError: if any output differs by more than ``ALLOWED`` and by more than rounding explains.
+        PruneError: if any output is not finite.
     """
     found, inexact = compare(model, pruned, plan, spec, forwards), inexact_in(plan)
     if not found.equal and not inexact:
@@ -123,7 +123,7 @@ def verify(
 def compare(
     model: nn.Module, pruned: nn.Module, plan: PrunePlan, spec: PruneSpec, forwards: Forwards
 ) -> Comparison:
-    """How far the pruned model is from the masked one, in float64."""
+    """Compare the pruned model with the masked one, in float64."""
     reference = mask(copy.deepcopy(model), spec, plan)
     masked, small = _reference(reference, forwards), copy.deepcopy(pruned)
     errors = _errors(masked, {size: _run_at(size, small, forwards[size]) for size in masked})
@@ -157,7 +157,7 @@ def _reference(masked: nn.Module, forwards: Forwards) -> dict[str, Outputs]:
 
 
 def _same_kind(first: Outputs, other: Outputs) -> bool:
-    """As many rows, or twice as many: else code shaped larger images into more of the first ones' size."""
+    """Return whether outputs match in names, and in rows or twice as many (for a doubled batch)."""
     rows = [(len(t), len(other[name])) for name, t in first.items() if t.dim() and name in other]
     return first.keys() == other.keys() and all(new in (old, 2 * old) for old, new in rows)
 
@@ -195,7 +195,7 @@ def _errors(expected: Mapping[str, Outputs], got: Mapping[str, Outputs]) -> dict
 
 
 def inexact_in(plan: PrunePlan) -> str:
-    """Why removal can't equal masking here; empty where it must."""
+    """Return why removal can't equal masking for this plan; empty if it must."""
     pruned = (g for g, k in zip(plan.groups, plan.kept, strict=True) if len(k) < g.units)
     return next((g.inexact for g in pruned if g.inexact), "")
 
@@ -211,7 +211,7 @@ def _run(model: nn.Module, forward: Forward, reverse: bool = False) -> Outputs:
 
 
 def _error(expected: Tensor, got: Tensor) -> float:
-    """Largest absolute difference relative to the largest expected magnitude; inf for other shapes."""
+    """Return the largest difference relative to the largest expected magnitude; inf if shapes differ."""
     if expected.shape != got.shape:
         return float("inf")
     largest = expected.abs().max().item() if expected.numel() else 0.0
@@ -222,7 +222,7 @@ def _error(expected: Tensor, got: Tensor) -> float:
 def _constant(
     model: nn.Module, masked: Outputs, contrasts: Mapping[str, float], *forwards: Forward
 ) -> tuple[str, ...]:
-    """Outputs that are the same whatever is masked and put in: they show nothing."""
+    """Return the names of outputs that depend neither on the mask nor on the input: they prove nothing."""
     if all(contrasts.values()):
         return ()
     runs = [masked, *(_run(copy.deepcopy(model), forward) for forward in forwards)]
@@ -242,9 +242,9 @@ def _inconclusive(masked: Outputs, constant: tuple[str, ...], contrast: float) -
 
 
 def control_plan(plan: PrunePlan) -> PrunePlan:
-    """A plan that drops as many units of each pruned group, but of those that stayed.
+    """Return the control's plan: it drops as many units of each pruned group, chosen from the kept ones.
 
-    Where fewer stayed than went, all that stayed go but none is taken twice. It is masked, never cut.
+    If fewer were kept than removed, it drops all that were kept. It is only masked, never cut.
     """
     rng = np.random.default_rng(0)
     swapped = []

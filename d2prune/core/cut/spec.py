@@ -1,4 +1,4 @@
-"""PruneSpec: what of each layer stays, as plain data that outlives the trace."""
+"""``PruneSpec``: the channels kept of each layer, as plain data that can be stored without the trace."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class PruneSpec:
 
     Attributes:
         base: class name of the model that was pruned.
-        layers: what stays of each layer that changed, by its dotted path. Positions are those of
-            the unpruned layer; the widths follow from them.
+        layers: the channels kept of each layer that changed, by its dotted path. Positions are those of
+            the unpruned layer; the new widths follow from them.
         widths: (out, in) of each such layer before pruning; None for an axis that stays whole.
-        attributes: by module, integer attributes that name a width: (before, after).
-        scales: by layer, ranges of the output channels left, and what their weights are multiplied by.
-        calls: by module, the calls in its code that name other numbers now.
-        corrections: what version 1 had in place of the last three.
-        version: of this format.
-        written_by: versions of the packages that made it.
+        attributes: by module, integer attributes that hold a width: (before, after).
+        scales: by layer, ranges of the kept output channels, and the factors on their weights.
+        calls: by module, the calls in its code that are made with other numbers.
+        corrections: in specs of version 1, used instead of the last three.
+        version: version of this format.
+        written_by: versions of the packages that wrote it.
     """
 
     base: str
@@ -52,15 +52,15 @@ class PruneSpec:
 
     @property
     def code(self) -> CodeChanges:
-        """What changes besides widths."""
+        """The changes besides widths."""
         return CodeChanges(self.attributes, self.scales, self.calls)
 
     def with_code(self, code: CodeChanges) -> PruneSpec:
-        """The spec with these changes besides widths."""
+        """Return the spec with these changes besides widths."""
         return dataclasses.replace(self, attributes=code.attributes, scales=code.scales, calls=code.calls)
 
     def to_json(self) -> str:
-        """One layer or module a line, so that two specs can be compared with diff."""
+        """Return JSON with one layer or module per line, so that two specs can be compared with diff."""
         parts: dict[str, dict[str, Any]] = {
             "layers": {name: _row(keep, self.widths[name]) for name, keep in self.layers.items()},
             "attributes": {module: dict(values) for module, values in self.attributes.items()},
@@ -86,7 +86,7 @@ class PruneSpec:
 
     @classmethod
     def from_json(cls, text: str) -> PruneSpec:
-        """Reads :meth:`to_json`'s text.
+        """Read the text of :meth:`to_json`.
 
         Raises:
             PruneError: if the text is not such a spec, or of a version this package can't read.
@@ -98,13 +98,13 @@ class PruneSpec:
         return cls.from_dict(data)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: str, int, list, dict, None."""
+        """Return the spec as plain data: str, int, float, list, dict."""
         data: dict[str, Any] = json.loads(self.to_json())
         return data
 
     @classmethod
     def from_dict(cls, data: Any) -> PruneSpec:
-        """Reads :meth:`to_dict`'s data; raises PruneError as :meth:`from_json` does."""
+        """Read the data of :meth:`to_dict`; raise PruneError as :meth:`from_json` does."""
         if not isinstance(data, dict) or not {"version", "base", "layers"} <= set(data):
             raise PruneError("not a pruning spec: expected the keys version, base, layers")
         if data["version"] not in (1, VERSION):
@@ -190,7 +190,7 @@ def _before(row: Mapping[str, Any], axis: str) -> int | None:
 
 
 def spec_of(plan: PrunePlan, base: str, model: nn.Module) -> PruneSpec:
-    """The spec that carries out ``plan`` on ``model``."""
+    """Return the spec that carries out ``plan`` on ``model``."""
     gone: dict[Site, set[int]] = defaultdict(set)
     for group, kept in zip(plan.groups, plan.kept, strict=True):
         removed = sorted(set(range(group.units)) - set(kept.tolist()))
@@ -212,7 +212,7 @@ def spec_of(plan: PrunePlan, base: str, model: nn.Module) -> PruneSpec:
 
 
 def compose(first: PruneSpec, second: PruneSpec) -> PruneSpec:
-    """The one spec equal to ``first`` followed by ``second``, which was made on its result."""
+    """Return one spec equal to ``first`` followed by ``second``, which was made for its result."""
     layers, widths = dict(first.layers), dict(first.widths)
     for name, later in second.layers.items():
         earlier = layers.get(name, Keep())
@@ -229,7 +229,7 @@ def compose(first: PruneSpec, second: PruneSpec) -> PruneSpec:
 
 
 def _composed(first: PruneSpec, second: PruneSpec) -> CodeChanges:
-    """The changes of ``first`` followed by those of ``second``."""
+    """Return the changes of ``first`` followed by those of ``second``, as one."""
     attributes = {module: dict(values) for module, values in first.attributes.items()}
     for module, values in second.attributes.items():
         known = attributes.setdefault(module, {})

@@ -1,4 +1,4 @@
-"""Two ways to remove channels: for real (:func:`resize`), and by zeros (:func:`mask`), for the proof."""
+"""Two ways to remove channels: by cutting tensors (:func:`resize`), and by zeros (:func:`mask`)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def resize(model: Model, spec: PruneSpec) -> Model:
-    """Takes out of ``model``, in place, what ``spec`` does not keep; kept weights stay as they are.
+    """Remove from ``model``, in place, the channels that ``spec`` does not keep; kept weights do not change.
 
-    Works on any device, meta included; tensors keep their device, dtype and requires_grad.
+    It works on any device, meta included; tensors keep their device, dtype and ``requires_grad``.
 
     Raises:
-        PruneError: if a layer is missing or has another width than the spec was made for. The model
-            is checked whole before anything is changed.
+        PruneError: if a layer is missing or has another width than the spec was made for. All layers
+            are checked before anything is changed.
     """
     for name in spec.layers:
         _check(model, name, spec.widths[name])
@@ -62,11 +62,11 @@ def _check(model: nn.Module, name: str, expected: tuple[int | None, int | None])
 
 
 def mask(model: Model, spec: PruneSpec, plan: PrunePlan | None = None) -> Model:
-    """Zeroes, in place, what each consumer reads from the channels that ``spec`` drops.
+    """Zero, in place, the weights by which each consumer reads the channels that ``spec`` drops.
 
     Zeroing the *consumers'* input columns equals removal whatever lies between: zeroing the producer
     instead would leave the following norm's ``beta - gamma * mean / std``. A product of activations has
-    no columns to zero, so the producers of ``plan``'s contracted groups are silenced, too.
+    no columns to zero, so the producers of ``plan``'s contracted groups are zeroed, too.
     """
     for member, positions in _products(plan):
         zero_outputs(module_at(model, member), positions)
@@ -78,10 +78,10 @@ def mask(model: Model, spec: PruneSpec, plan: PrunePlan | None = None) -> Model:
 
 
 def removed_by(model: nn.Module, spec: PruneSpec) -> dict[str, Tensor]:
-    """By parameter of ``model``, where 1 marks what :func:`resize` would take out; only those that lose any.
+    """Return, for each parameter of ``model`` that :func:`resize` would cut, 1 where elements are removed.
 
     Returns:
-        Tensors of the parameters' shapes, dtypes and devices.
+        Tensors by the parameters' names, with their shapes, dtypes and devices; 0 where elements stay.
     """
     numbered = {id(p): nn.Parameter(_numbers(p), requires_grad=False) for p in model.parameters()}
     small = dict(resize(copy.deepcopy(model, numbered), spec).named_parameters())
@@ -99,7 +99,7 @@ def _numbers(tensor: Tensor) -> Tensor:
 
 
 def _products(plan: PrunePlan | None) -> Iterator[tuple[str, list[int]]]:
-    """What makes the channels of contracted groups, and which of these go."""
+    """Yield each producer of contracted groups with the positions of its channels that are removed."""
     for group, kept in zip(plan.groups, plan.kept, strict=True) if plan is not None else ():
         gone = np.setdiff1d(np.arange(group.units), kept)
         for member in group.members if group.contracted and gone.size else ():

@@ -1,1 +1,1 @@
-"""What is known of single layers: one kind of layer a row."""
+"""The table of layer kinds, and operations on single layers that follow from it."""

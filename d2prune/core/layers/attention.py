@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 
 class NarrowAttention(nn.MultiheadAttention):
-    """nn.MultiheadAttention whose heads are as wide as ``in_proj_weight`` says.
+    """A ``nn.MultiheadAttention`` whose heads are as wide as ``in_proj_weight`` makes them.
 
-    ``head_dim`` stays that of the layer as it was built: the scale is derived from it.
+    ``head_dim`` stays that of the layer as it was built, because the scale is derived from it.
     """
 
     def forward(
@@ -31,7 +31,7 @@ class NarrowAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As nn.MultiheadAttention's: (L, N, E), (N, L, E) with ``batch_first``, or (L, E)."""
+        """Attend as ``nn.MultiheadAttention`` does: (L, N, E), (N, L, E) with ``batch_first``, or (L, E)."""
         inputs, single = [query, key, value], query.dim() == 2
         if single:
             inputs = [x[None] for x in inputs]
@@ -59,7 +59,7 @@ class NarrowAttention(nn.MultiheadAttention):
         return heads.transpose(1, 2)
 
     def _added(self, mask: Tensor, scores: Tensor, padding: bool) -> Tensor:
-        """A mask as what is added to the scores (N, H, L, S); True is where nothing may look."""
+        """Return a mask as a term to add to the scores (N, H, L, S); True means "do not attend"."""
         if not mask.is_floating_point():
             mask = scores.new_zeros(mask.shape).masked_fill(mask, float("-inf"))
         if padding:
@@ -68,21 +68,21 @@ class NarrowAttention(nn.MultiheadAttention):
 
 
 def narrow(layer: nn.MultiheadAttention) -> None:
-    """Has a layer of the original class follow its weights; PyTorch's fused path would not."""
+    """Make a ``nn.MultiheadAttention`` a ``NarrowAttention``, in place, and turn off its fused path."""
     if type(layer) is nn.MultiheadAttention:
         layer.__class__ = NarrowAttention
     layer._qkv_same_embed_dim = False
 
 
 def is_foreign(layer: nn.Module) -> bool:
-    """A subclass with a forward of its own, which nothing here can replace."""
+    """Return whether ``layer`` is a subclass with its own ``forward``, which can't be replaced."""
     known = (nn.MultiheadAttention.forward, NarrowAttention.forward)
     return isinstance(layer, nn.MultiheadAttention) and type(layer).forward not in known
 
 
 @contextmanager
 def unfused_attention() -> Iterator[None]:
-    """Keeps nn.MultiheadAttention from its one fused operator, which nothing counts or follows."""
+    """Switch off the fused operator of ``nn.MultiheadAttention``, which hides its matrix products."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,4 +1,4 @@
-"""What can be read of single layers and done to them, all by their row of the table."""
+"""Reading and cutting of single layers, as their row of the table of layer kinds says."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from d2prune.errors import PruneError
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor that holds an axis of a layer, and where.
+    """A tensor that holds an axis of a layer, and the dimension that does.
 
     Attributes:
-        name: of the tensor.
+        name: name of the tensor.
         tensor: a parameter or buffer, of any shape.
         dim: its dimension that is the axis, from 0 on.
-        groups: of a grouped convolution whose weight holds the axis once for all of them; else 1.
+        groups: number of groups if the tensor holds the axis once for all groups of a convolution; else 1.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Place:
     groups: int = 1
 
     def by_position(self) -> Tensor:
-        """What each position owns, as a view (groups, positions of a group, ...)."""
+        """Return the tensor as a view (groups, positions of a group, ...), with one row per position."""
         data = self.tensor.detach()
         if self.groups == 1:
             return data.movedim(self.dim, 0).unsqueeze(0)
@@ -40,7 +40,7 @@ class Place:
 
 
 def places(layer: nn.Module | Tensor, axis: Axis) -> list[Place]:
-    """The tensors of a layer, or the bare parameter, that hold an axis; none without such.
+    """Return the tensors of a layer, or the bare parameter, that hold an axis; empty if none does.
 
     Raises:
         PruneError: if a registered layer lacks such a tensor or dimension, or their widths differ.
@@ -59,7 +59,7 @@ def places(layer: nn.Module | Tensor, axis: Axis) -> list[Place]:
 
 
 def _place(layer: nn.Module | Tensor, name: str, dim: int) -> Place | None:
-    """None where this layer does without: a bias that is off."""
+    """Return the place of tensor ``name``; None if the layer has it switched off, such as a bias."""
     if isinstance(layer, Tensor):
         return Place(name, layer, dim)
     if hasattr(layer, name) and getattr(layer, name) is None:
@@ -76,23 +76,23 @@ def _place(layer: nn.Module | Tensor, name: str, dim: int) -> Place | None:
 
 
 def weight_on(layer: nn.Module | Tensor, axis: Axis) -> Place | None:
-    """Where a layer holds the weights that say how much a channel matters; None without such."""
+    """Return the tensor that criteria score the channels of ``axis`` by; None if there is none."""
     scored = kind_of(layer).scored
     return next((place for place in places(layer, axis) if scored in ("", place.name)), None)
 
 
 def is_layer(layer: Any) -> bool:
-    """True where :func:`cut` can take channels out, and for a bare parameter."""
+    """Return whether channels can be cut from ``layer``: a module of a known kind, or a bare parameter."""
     return kind_of(layer).open(layer) and bool(places(layer, "out"))
 
 
 def has_inputs(layer: object) -> bool:
-    """True where a layer's input channels are others than its output channels."""
+    """Return whether a layer's input channels differ from its output channels (not so for norms)."""
     return bool(kind_of(layer).inp)
 
 
 def axis_width(layer: nn.Module | Tensor, axis: Axis) -> int:
-    """Number of channels on an axis of a layer; one that keeps channels apart reads what it makes."""
+    """Return the number of channels on an axis; without inputs of its own, a layer's "in" is its "out"."""
     side: Axis = axis if has_inputs(layer) else "out"
     stated = _stated_width(layer, side)
     if stated is not None:
@@ -102,19 +102,19 @@ def axis_width(layer: nn.Module | Tensor, axis: Axis) -> int:
 
 
 def _stated_width(layer: nn.Module | Tensor, axis: Axis) -> int | None:
-    """What the layer's own attribute says; torchvision's frozen norm does without."""
+    """Return the width in the layer's own attribute; None without one (torchvision's frozen norm)."""
     names = kind_of(layer).sizes.get(axis, ())
     return next((int(getattr(layer, name)) for name in names if hasattr(layer, name)), None)
 
 
 def module_at(model: nn.Module, name: str) -> Any:
-    """The module, or bare parameter or buffer, called ``name`` ("" is the model); else AttributeError."""
+    """Return the module, parameter or buffer at path ``name`` ("" is the model); else AttributeError."""
     parent, _, leaf = name.rpartition(".")
     return getattr(model.get_submodule(parent), leaf) if leaf else model
 
 
 def widths_of(model: nn.Module, name: str) -> tuple[int | None, int | None]:
-    """(out, in) widths of the layer called ``name``; None for an axis that it does not have."""
+    """Return the (out, in) widths of the layer called ``name``; None for an axis that it does not have."""
     target = module_at(model, name)
     if not is_layer(target):
         raise AttributeError(f"{name} is no layer that holds channels")
@@ -123,9 +123,9 @@ def widths_of(model: nn.Module, name: str) -> tuple[int | None, int | None]:
 
 @dataclass(frozen=True)
 class Keep:
-    """What stays of one layer: sorted channel positions per axis; None leaves the axis whole.
+    """The sorted channel positions kept on each axis of one layer; None leaves the axis whole.
 
-    ``groups`` is what a GroupNorm's num_groups or a depthwise convolution's groups become.
+    ``groups`` is the new ``num_groups`` of a GroupNorm, or ``groups`` of a depthwise convolution.
     """
 
     out: tuple[int, ...] | None = None
@@ -134,22 +134,22 @@ class Keep:
 
 
 def groups_of(layer: nn.Module) -> int | None:
-    """Groups of a GroupNorm or depthwise convolution, which shrink with its channels; else None."""
+    """Return the groups of a GroupNorm or depthwise convolution, which shrink with it; else None."""
     name = kind_of(layer).groups
     return int(getattr(layer, name)) if name else None
 
 
 def groups_after(layer: nn.Module, kept: int) -> int | None:
-    """What :func:`groups_of` becomes once the layer has ``kept`` channels.
+    """Return what :func:`groups_of` becomes once the layer has ``kept`` channels.
 
-    Exact only because whole groups go: each remaining group still normalises the same channels.
+    This is exact because whole groups are removed: each remaining group normalises the same channels.
     """
     groups = groups_of(layer)
     return kept * groups // axis_width(layer, "out") if groups is not None else None
 
 
 def cut(layer: nn.Module, keep: Keep) -> None:
-    """Shrinks ``layer`` in place to the channels of ``keep``.
+    """Shrink ``layer`` in place to the channels of ``keep``.
 
     Raises:
         PruneError: if the layer's kind is unknown.
@@ -176,7 +176,7 @@ def _cut_axis(layer: nn.Module, kind: LayerKind, axis: Axis, kept: Sequence[int]
 
 
 def select(layer: nn.Module, name: str, dim: int, kept: Sequence[int]) -> None:
-    """Replaces the parameter or buffer ``name`` by its slices ``kept`` along ``dim``."""
+    """Replace the parameter or buffer ``name`` by its slices ``kept`` along ``dim``."""
     tensor = getattr(layer, name)
     index = torch.as_tensor(kept, dtype=torch.long, device=tensor.device)
     sliced = tensor.detach().index_select(dim, index)
@@ -186,15 +186,15 @@ def select(layer: nn.Module, name: str, dim: int, kept: Sequence[int]) -> None:
 
 
 def zero_inputs(layer: nn.Module, positions: Sequence[int]) -> None:
-    """Zeroes the input columns ``positions`` of a layer, in place.
+    """Zero the input columns ``positions`` of a layer, in place.
 
-    A layer that keeps channels apart has none; there it is its consumers' columns that count.
+    A layer that works on each channel alone, such as a norm, has no input columns and stays as it is.
     """
     _zero(places(layer, "in"), positions)
 
 
 def zero_outputs(layer: nn.Module | Tensor, positions: Sequence[int]) -> None:
-    """Zeroes all that a layer, or a bare parameter, adds to its channels ``positions``, in place."""
+    """Zero all weights of a layer, or of a bare parameter, for output ``positions``, in place."""
     _zero(places(layer, "out"), positions)
 
 

@@ -1,4 +1,4 @@
-"""Rows of the table of layers that users add."""
+"""The registration of users' layers in the table of layer kinds."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def register_layer(
     inp: Mapping[str, int] | None = None,
     after_cut: Callable[[Any], object] = lambda layer: None,
 ) -> None:
-    """Teaches d2prune to take channels out of layers of ``kind`` and its subclasses.
+    """Teach d2prune to take channels out of layers of ``kind`` and its subclasses.
 
         d2prune.register_layer(MyLinear, out={"weight": 1, "bias": 0}, inp={"weight": 0},
                                after_cut=lambda layer: setattr(layer, "width", layer.weight.shape[1]))
 
-    How channels are read and written is followed through the layer's own forward, as everywhere. The
-    latest registration of a class wins; without it a pruned model of such layers can't be loaded either.
+    Which channels belong together is found by tracing the layer's own ``forward``. The latest
+    registration of a class wins. Loading a pruned model of such layers needs the registration, too.
 
     Args:
-        kind: a subclass of nn.Module with tensors of its own.
+        kind: a subclass of ``nn.Module`` with tensors of its own.
         out: by name, the parameters and buffers with output channels, and along which dimension.
-        inp: the same for input channels; None where every channel is only scaled or shifted by itself.
-        after_cut: called with each layer that was cut, to bring attributes that repeat a width up to date.
+        inp: the same for input channels; None if every channel is only scaled or shifted by itself.
+        after_cut: called with each layer that was cut, to update attributes that repeat a width.
 
     Raises:
-        PruneError: if ``kind`` is no class of modules, or ``out`` or ``inp`` no such mapping.
+        PruneError: if ``kind`` is no class of modules, or ``out`` or ``inp`` is no such mapping.
     """
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise PruneError(f"register_layer got {kind!r}; expected a subclass of nn.Module")

@@ -1,7 +1,7 @@
-"""The table of layer kinds: which dimension of which tensor is an axis, and what follows a cut.
+"""The table of layer kinds: which dimension of which tensor is an axis, and what a cut must update.
 
 A new kind of layer is one row, added here or, by users, with :func:`d2prune.register_layer`.
-Tracing, scores, costs, surgery and coverage read nothing else of a layer.
+Tracing, scores, costs, surgery and coverage know layers by this table alone.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ Places = Mapping[str, int]
 
 @dataclass(frozen=True)
 class LayerKind:
-    """One row: what is known of a kind of layer.
+    """One row of the table: a kind of layer.
 
     Attributes:
         out: tensors that hold output channels, by attribute name, each with its dimension that does;
             or a function that finds them on a layer. A grouped convolution's weight holds one axis
             once for all groups: there the dimension is a fraction of the width.
-        inp: the same of input channels; empty for a layer that keeps channels apart, as norms do.
-        sizes: by axis, attributes that repeat its width, which a cut brings up to date.
-        groups: attribute that counts groups and shrinks with the channels; "" where none does.
-        per: the axis that tells how often a kernel is applied, so that MACs can be counted: as often
-            as the input, or the result, has positions; None where nothing is multiplied.
-        begins: whether its output channels begin here, rather than being carried through.
-        scored: the tensor whose norms say how much a channel matters; "" is an axis' first.
-        chosen: tells which layers of its class the row is about.
-        open: tells which of these can be cut; the others stay whole.
-        after_cut: brings up to date what else repeats a width.
+        inp: the same for input channels; empty for a layer that works on each channel alone, as norms do.
+        sizes: by axis, attributes that repeat its width, which a cut updates.
+        groups: attribute that counts groups and shrinks with the channels; "" if there is none.
+        per: whether the kernel is applied once per position of the input ("in") or of the result
+            ("out"), for counting MACs; None if nothing is multiplied.
+        begins: whether its output channels begin here, rather than being passed through.
+        scored: the tensor that criteria score channels by; "" is the first of the axis.
+        chosen: returns whether the row is about this layer of its class.
+        open: returns whether this layer can be cut; other layers stay whole.
+        after_cut: updates whatever else repeats a width.
     """
 
     out: Places | Callable[[Layer], Places]
@@ -51,14 +51,14 @@ class LayerKind:
     after_cut: Callable[[Layer], object] = lambda layer: None
 
     def named(self, layer: Layer, axis: Axis) -> Places:
-        """By name, the dimension of each tensor that may hold an axis of ``layer``."""
+        """Return, by name, the dimension of each tensor that may hold an axis of ``layer``."""
         if axis == "in":
             return self.inp
         return self.out(layer) if callable(self.out) else self.out
 
 
 def kind_of(layer: object) -> LayerKind:
-    """The row of the nearest class of ``layer``; the last is :data:`UNKNOWN`."""
+    """Return the row of the nearest class of ``layer``; :data:`UNKNOWN` if no other row fits."""
     rows = (row for cls in type(layer).__mro__ for row in ROWS.get(cls, ()))
     return next(row for row in rows if row.chosen(layer))
 
@@ -68,10 +68,10 @@ def _is_depthwise(conv: Layer) -> bool:
 
 
 def _is_channel_norm(layer: nn.Module) -> bool:
-    """BatchNorm and its like, frozen or not: every tensor is a scalar or holds one value a channel.
+    """Return whether ``layer`` is a BatchNorm or alike: each tensor is a scalar or has one value per channel.
 
-    Known by their shape, so that Detectron2's and torchvision's frozen norms need not be imported. A
-    norm may hold modules without tensors of their own (timm's hold their activation).
+    It goes by shapes, so that Detectron2's and torchvision's frozen norms need not be imported. A
+    norm may hold modules without tensors of their own (timm's norms hold their activation).
     """
     if any(True for child in layer.children() for _ in (*child.parameters(), *child.buffers())):
         return False
@@ -92,12 +92,12 @@ def _norm_places(layer: nn.Module) -> Places:
 
 
 def own_tensors(layer: nn.Module) -> dict[str, Tensor]:
-    """A layer's own parameters and buffers by name, without those that are None."""
+    """Return a layer's own parameters and buffers by name, without those that are None."""
     return {n: t for n, t in (*layer._parameters.items(), *layer._buffers.items()) if t is not None}
 
 
 def parameter_dim(parameter: Tensor) -> int:
-    """The channel dimension of a bare parameter: the last that is not 1."""
+    """Return the channel dimension of a bare parameter: the last whose size is not 1; else 0."""
     return max((i for i, size in enumerate(parameter.shape) if size > 1), default=0)
 
 
@@ -125,14 +125,14 @@ LINEAR = replace(CONVOLUTION, sizes={"out": ("out_features",), "in": ("in_featur
 GROUP_NORM = LayerKind(out={"weight": 0, "bias": 0}, sizes={"out": ("num_channels",)}, groups="num_groups")
 LAYER_NORM = LayerKind(out={"weight": -1, "bias": -1}, after_cut=_reshape_norm)
 RMS_NORM = LayerKind(out={"weight": -1}, after_cut=_reshape_norm)
-# One slope for all channels is none of any channel.
+# A single slope is shared by all channels, so it has no channel axis.
 PRELU = LayerKind(
     out={"weight": 0},
     sizes={"out": ("num_parameters",)},
     open=lambda layer: "weight" in layer._parameters and layer.num_parameters > 1,
 )
 EMBEDDING = LayerKind(out={"weight": 1}, sizes={"out": ("embedding_dim",)}, begins=True)
-# Queries, keys and values of one width each; else there is no in_proj_weight, and no row.
+# Only where queries, keys and values have one input width: otherwise there is no in_proj_weight.
 ATTENTION = LayerKind(
     out={"in_proj_weight": 0, "in_proj_bias": 0},
     inp={"in_proj_weight": 1},
@@ -167,7 +167,7 @@ ROWS: dict[type, tuple[LayerKind, ...]] = {
     nn.PReLU: (PRELU,),
     nn.Embedding: (EMBEDDING,),
     nn.MultiheadAttention: (ATTENTION,),
-    nn.Module: (CHANNEL_NORM,),  # of any class that no other row is about
+    nn.Module: (CHANNEL_NORM,),  # of any class without a row of its own
     Tensor: (BARE,),  # a parameter outside of layers
     object: (UNKNOWN,),
 }

@@ -1,1 +1,1 @@
-"""Numbers of channels that a model's code names."""
+"""Size literals: numbers of channels that a model's code contains."""

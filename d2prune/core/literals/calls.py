@@ -1,4 +1,4 @@
-"""Calls that name numbers of channels: what they name, and how to make them with other numbers."""
+"""Calls with size literals: which literals they have, and how to make them with other numbers."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ Numbers = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Call:
-    """A call that names numbers of channels.
+    """A call with size literals.
 
     Attributes:
-        tensor: whose dimensions they are; None for the result's.
-        literals: one for each dimension on which it names any.
+        tensor: the tensor whose dimensions the literals refer to; None for the result.
+        literals: one for each dimension that the call gives numbers for.
         redo: makes the call with other numbers, in the order of ``literals``.
-        fits: whether the tensor can be had with these numbers, in the same order.
-        inferred: what -1 comes to with these numbers; None without -1.
-        shape: what a view asks for, all its dimensions; () for calls of other kinds.
-        places: of a view, which of the sizes in its arguments each literal is.
-        key: of attention, its keys.
+        fits: returns whether the call is possible with these numbers, in the same order.
+        inferred: returns the size that -1 stands for with these numbers; None without -1.
+        shape: the whole shape that a view asks for; () for other kinds of calls.
+        places: for a view, the index of each literal among the sizes in its arguments.
+        key: for attention, its key tensor.
     """
 
     tensor: Tensor | None
@@ -49,10 +49,10 @@ class Call:
 
 
 class NumberedCalls(TorchFunctionMode):
-    """Sees calls as the model's code makes them, and counts those of each module that can name numbers.
+    """A function mode that reads size literals, and counts the calls of each module that can have any.
 
     Args:
-        path: names of the modules whose forwards run, the innermost last (:func:`following_path`).
+        path: names of the modules whose ``forward`` runs, the innermost last (:func:`following_path`).
     """
 
     def __init__(self, path: list[str]) -> None:
@@ -71,13 +71,13 @@ class NumberedCalls(TorchFunctionMode):
         return func(*args, **kwargs) if call is None else self.make(key, call, lambda: func(*args, **kwargs))
 
     def make(self, key: CallKey, call: Call, redo: Callable[[], Any]) -> Any:
-        """Make the call; ``redo()`` makes it as the code has it."""
+        """Make the call and return its result; ``redo()`` makes it as it is in the code."""
         raise NotImplementedError
 
 
 @contextmanager
 def following_path(model: nn.Module, path: list[str]) -> Iterator[None]:
-    """Keep ``path`` at the names of the modules of ``model`` whose forwards run."""
+    """Keep in ``path`` the names of the modules of ``model`` whose ``forward`` runs, innermost last."""
 
     def leave(*_: Any) -> None:
         path.pop()
@@ -94,13 +94,13 @@ def following_path(model: nn.Module, path: list[str]) -> Iterator[None]:
 
 
 def read(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
-    """What ``func(*args, **kwargs)`` names; None if it is no such call."""
+    """Read the size literals of ``func(*args, **kwargs)``; return None if it has none."""
     reader = _READERS.get(func)
     return reader(func, args, kwargs) if reader is not None and args else None
 
 
 def positions(literal: SizeLiteral) -> Numbers:
-    """The places on its dimension that the numbers mean, in rising order."""
+    """Return the positions on its dimension that the numbers stand for, in ascending order."""
     if literal.kind == "split":
         lengths = literal.numbers if len(literal.numbers) > 1 else _equal(literal.size, literal.numbers[0])
         return tuple(accumulate(lengths))
@@ -108,7 +108,7 @@ def positions(literal: SizeLiteral) -> Numbers:
 
 
 def numbers_for(literal: SizeLiteral, places: Sequence[int]) -> Numbers:
-    """The numbers that mean other places; equal lengths of a split stay one number where that says it."""
+    """Return the numbers that stand for other positions; a split by one length keeps one if it can."""
     if literal.kind != "split":
         return tuple(places)
     lengths = tuple(b - a for a, b in zip([0, *places[:-1]], places, strict=True))
@@ -119,7 +119,7 @@ def numbers_for(literal: SizeLiteral, places: Sequence[int]) -> Numbers:
 def counted_by(
     literal: SizeLiteral, ids: NDArray[np.int64]
 ) -> Iterator[tuple[Expression, NDArray[np.int64]]]:
-    """The labels that each number counts which comes from an attribute, and how it comes from it."""
+    """Yield, for each number worked out from attributes, its expression and the labels that it counts."""
     ends = positions(literal)
     starts = (0, *ends[:-1]) if literal.kind == "split" else (0,) * len(ends)
     numbers = literal.numbers if len(literal.numbers) == len(ends) else literal.numbers * len(ends)
@@ -134,7 +134,7 @@ def _equal(size: int, length: int) -> list[int]:
 
 
 def _ints(values: Sequence[Any]) -> list[int] | None:
-    """A shape given as one argument or as many; None where it is no shape."""
+    """Return a shape that was given as one argument or as several; None if it is no shape."""
     if len(values) == 1 and isinstance(values[0], (tuple, list, torch.Size)):
         values = values[0]
     return list(values) if values and all(isinstance(v, (int, torch.SymInt)) for v in values) else None
@@ -147,7 +147,7 @@ def _given(args: Sequence[Any], kwargs: Mapping[str, Any], place: int, name: str
 def _sizes(
     kind: str, shape: Sequence[int], first: int, dims: int
 ) -> tuple[tuple[SizeLiteral, ...], list[int]]:
-    """One SizeLiteral for each number of a shape that is not -1, and the places where these stand."""
+    """Return a ``SizeLiteral`` for each number of a shape that is not -1, and their indices in it."""
     where = [i for i, size in enumerate(shape) if isinstance(size, int) and size != -1]
     inferred = first + shape.index(-1) if -1 in shape else -1
     return tuple(SizeLiteral(kind, dims, first + i, shape[i], (shape[i],), inferred) for i in where), where
@@ -168,7 +168,7 @@ def _fills(count: int, shape: Sequence[int]) -> bool:
 def _shaped(
     x_count: int, shape: Sequence[int], redo: Callable[[Any], Any], head: Numbers = (), tail: Numbers = ()
 ) -> Call:
-    """A call that gives ``x_count`` elements a shape, between dimensions that stay as they are."""
+    """Return a call that gives ``x_count`` elements a shape, between dimensions that do not change."""
     literals, where = _sizes("view", shape, len(head), len(head) + len(shape) + len(tail))
 
     def inferred(numbers: Sequence[Numbers]) -> int:
@@ -215,7 +215,7 @@ def _expand(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call |
 
 
 def _parts(x: Tensor, literal: SizeLiteral, redo: Callable[[Numbers], Any]) -> Call:
-    """Parts of one dimension; what is asked for is looked up by the dimension's size."""
+    """Return a call that takes parts of one dimension of ``x``."""
     return Call(x, (literal,), lambda numbers: redo(numbers[0]))
 
 
@@ -237,7 +237,7 @@ def _narrow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call |
 
 
 def _item(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
-    """``x[..., a:b]``: one slice that is not the whole, with plain numbers."""
+    """Read ``x[..., a:b]`` with exactly one slice that is not the whole dimension, and step 1."""
     x, index = args[0], args[1] if isinstance(args[1], tuple) else (args[1],)
     if any(isinstance(i, (Tensor, list)) for i in index) or sum(i is Ellipsis for i in index) > 1:
         return None
@@ -267,7 +267,7 @@ def _item(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | N
 
 
 def _attention(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
-    """Without a scale of its own, attention divides by the root of the width: queries make up for it."""
+    """Read attention without ``scale``; ``redo`` scales the queries as for the given width."""
     query, width = args[0], args[0].shape[-1]
     if _given(args, kwargs, 6, "scale") is not None:
         return None

@@ -1,4 +1,4 @@
-"""What changes in a pruned model besides its layers' widths, as plain data, and how it is applied."""
+"""Changes to a pruned model besides its layers' widths, as plain data, and their application."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Attributes = Mapping[str, Mapping[str, tuple[int, int]]]
 
 @dataclass(frozen=True)
 class CodeChanges:
-    """What must change in a model besides its weights' widths, as plain data.
+    """The changes that a model needs besides its layers' widths, as plain data.
 
     Attributes:
-        attributes: by module, its integer attributes that are set: (before, after).
-        scales: by layer, ranges of its output channels whose weights are multiplied: (start, stop, factor).
-        calls: by module, the calls in its code that are made with other numbers.
+        attributes: by module, integer attributes to set: (before, after).
+        scales: by layer, ranges of output channels whose weights to multiply: (start, stop, factor).
+        calls: by module, the calls in its code to make with other numbers.
     """
 
     attributes: Attributes = field(default_factory=dict)
@@ -42,7 +42,7 @@ def set_attributes(model: nn.Module, attributes: Attributes) -> None:
 
 
 def check_changes(model: nn.Module, changes: CodeChanges) -> None:
-    """Raise PruneError where ``model`` is not one that ``changes`` were made for."""
+    """Raise PruneError if ``model`` is not one that ``changes`` were made for."""
     modules = dict(model.named_modules())
     for path in (*changes.attributes, *changes.scales, *changes.calls):
         if path not in modules:

@@ -1,4 +1,4 @@
-"""Modules whose code names other numbers: their class gets a subclass with functions compiled again.
+"""Modules whose code has other numbers: they get a subclass whose functions are compiled again.
 
 Nothing is looked up while they run. The source is read from the file that Python read it from, so code
 without a file (typed in, generated) can't be changed.
@@ -22,7 +22,7 @@ Function = types.FunctionType
 
 
 def change_code(module: nn.Module, changes: Sequence[CallChange]) -> None:
-    """Have ``module`` make these calls with their numbers, beside those that were changed before.
+    """Make ``module``, in place, make these calls with their new numbers, besides earlier changes.
 
     Raises:
         UnchangeableError: if the module's code has no such calls.
@@ -31,14 +31,14 @@ def change_code(module: nn.Module, changes: Sequence[CallChange]) -> None:
 
 
 def changed_class(module: nn.Module, changes: Sequence[CallChange]) -> type[nn.Module]:
-    """The class that ``module`` would get; raises as :func:`change_code` does."""
+    """Return the class that :func:`change_code` would give ``module``; raise as it does."""
     before = type(module)._changes if isinstance(module, _Changed) else ()
     original = type(module)._original if isinstance(module, _Changed) else type(module)
     return _changed(original, merged(before, changes))  # type: ignore[arg-type]
 
 
 class _Changed:
-    """What classes with changed code share: they are pickled by their original and the changes."""
+    """The base of classes with changed code, which are pickled as their original and the changes."""
 
     _original: type[nn.Module]
     _changes: tuple[CallChange, ...]
@@ -69,7 +69,7 @@ def _changed(original: type[nn.Module], changes: tuple[CallChange, ...]) -> type
 
 
 def _rebuilt(function: Function, below: Mapping[str, Any], owner: type | None = None) -> Function:
-    """``function`` with changed calls, and with what it calls rebuilt where that has changed calls."""
+    """Return ``function`` with changed calls, calling rebuilt functions where those have changed calls."""
     scope = function.__globals__
     inner = {name: below[name] for name in below if name}
     called = {n: _rebuilt(scope[n], b) for n, b in inner.items() if isinstance(scope.get(n), Function)}
@@ -97,7 +97,7 @@ def _method(kind: type, name: str) -> Function:
 
 @cache
 def _compiled(code: types.CodeType, changes: tuple[CallChange, ...]) -> types.CodeType:
-    """The code of a function with other numbers in some of its calls."""
+    """Return the code of a function with other numbers in some of its calls."""
     if not changes:
         return code
     definition = copy.deepcopy(definition_of(code))
@@ -114,7 +114,7 @@ def _compiled(code: types.CodeType, changes: tuple[CallChange, ...]) -> types.Co
 
 
 def _class_name(code: types.CodeType) -> str:
-    """The class in whose body a method stands: names that begin with two underscores depend on it."""
+    """Return the name of a method's class, which names that begin with two underscores depend on."""
     parts: list[str] = getattr(code, "co_qualname", code.co_name).split(".")
     return parts[-2] if len(parts) > 1 and parts[-2].isidentifier() else "Code"
 

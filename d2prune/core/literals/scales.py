@@ -1,8 +1,8 @@
-"""Attention that derives its scale from the width of a head: made up for where the keys are made.
+"""Factors on the weights that make keys, to keep the scale of attention whose heads became narrower.
 
-``scaled_dot_product_attention`` divides by the root of the width it is given. A head that was ``old``
-channels wide and is ``new`` now needs keys that are sqrt(new / old) as large: then it computes what it
-did. Keys, not queries: position tables are multiplied with queries in some models (ViTDet).
+``scaled_dot_product_attention`` divides by the root of the width it is given. To compute what it did
+before, a head that was ``old`` channels wide and is ``new`` now needs its keys multiplied by
+sqrt(new / old). Keys, not queries: some models (ViTDet) multiply position tables with queries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Ranges = tuple[tuple[int, int, float], ...]
 
 @contextmanager
 def asking_gradients(weights: Collection[Tensor]) -> Iterator[None]:
-    """Have these weights, and no others on their account, take part in what autograd follows."""
+    """Make these weights require gradients, with gradients enabled, while the context lasts."""
     before = [weight.requires_grad for weight in weights]
     try:
         for weight in weights:
@@ -33,7 +33,7 @@ def asking_gradients(weights: Collection[Tensor]) -> Iterator[None]:
 
 
 def rows_behind(tensor: Tensor, weights: Mapping[str, Tensor]) -> dict[str, list[bool]]:
-    """By name of those weights that ``tensor`` depends on, which of their rows it does."""
+    """Return, by name of each weight that ``tensor`` depends on, whether it depends on each row."""
     if not weights or not tensor.requires_grad:
         return {}
     probe = tensor.flatten() @ torch.linspace(1, 2, tensor.numel(), dtype=tensor.dtype, device=tensor.device)
@@ -43,7 +43,7 @@ def rows_behind(tensor: Tensor, weights: Mapping[str, Tensor]) -> dict[str, list
 
 
 def scale_rows(layer: Any, ranges: Ranges) -> None:
-    """Multiply the weights and biases of some output channels; the layer gets new parameters."""
+    """Multiply the weights and biases of some output channels, in new parameters of ``layer``."""
     for name, parameter in list(layer.named_parameters(recurse=False)):
         values = parameter.detach().clone()
         for start, stop, factor in ranges:
@@ -52,7 +52,7 @@ def scale_rows(layer: Any, ranges: Ranges) -> None:
 
 
 def as_ranges(factors: Sequence[float]) -> Ranges:
-    """Runs of one factor; those of 1 are left out."""
+    """Return the factors as runs of equal ones; runs of 1 are left out."""
     ranges: list[tuple[int, int, float]] = []
     for i, factor in enumerate(factors):
         if ranges and ranges[-1][1] == i and ranges[-1][2] == factor:
@@ -63,13 +63,13 @@ def as_ranges(factors: Sequence[float]) -> Ranges:
 
 
 def combined(width: int, first: Ranges, kept: Sequence[int] | None, second: Ranges) -> Ranges:
-    """The factors of ``first``, of which the channels ``kept`` stay, times those of ``second``.
+    """Return the factors of ``first`` for the channels in ``kept``, times those of ``second``.
 
     Args:
-        width: channels that ``first`` is about.
-        first: made earlier.
-        kept: those of its channels that the later prune has kept; None: all.
-        second: made later, of the channels that are left.
+        width: number of channels that ``first`` refers to.
+        first: ranges of the earlier prune.
+        kept: the channels that the later prune has kept; None for all.
+        second: ranges of the later prune, over the kept channels.
     """
     factors = [1.0] * width
     for start, stop, factor in first:

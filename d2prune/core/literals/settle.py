@@ -1,8 +1,8 @@
-"""The numbers of a pruned model's code brought in line with its widths.
+"""The search for changes that bring the numbers in a pruned model's code in line with its widths.
 
-What a number must become is known from the trace. Most numbers come from an integer attribute of a module:
-that is set. What attention derives from a width is made up for in the weights that make the keys. What
-neither explains is changed in the module's code, at the one call that names it.
+What a number must become is known from the trace. Most numbers come from an integer attribute of a module,
+which is set. Attention's scale is corrected by factors on the weights that make the keys. All other
+numbers are changed in the module's code, at the call that contains them.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ CLOSE = 1e-4  # of an output's largest value, in float32
 
 
 def settle(model: nn.Module, wanted: Wanted, run: Run) -> CodeChanges:
-    """Find what must change in ``model`` for its code to name the numbers that are wanted.
+    """Find the changes to ``model`` with which its code uses the numbers in ``wanted``.
 
     Args:
-        model: a copy, its layers cut, in float32 and eval mode; it is left with the changes made.
+        model: a copy with its layers cut, in float32 and eval mode; it is left with the changes made.
         wanted: from :func:`new_numbers`.
-        run: gives the model's outputs by name.
+        run: returns the model's outputs by name.
 
     Raises:
-        PruneError: where no attribute explains a number and its call can't be changed.
+        PruneError: if no attribute explains a number and its call can't be changed.
     """
     if all(new.numbers == new.literal.numbers and new.scale == 1 for new in all_numbers(wanted)):
         return CodeChanges()
@@ -47,14 +47,14 @@ def settle(model: nn.Module, wanted: Wanted, run: Run) -> CodeChanges:
 
 @dataclass
 class _Wrong:
-    """A call that names other numbers than are wanted: by place, what it should name."""
+    """A call with wrong numbers: the right ones by place, and its change if it was located."""
 
     numbers: dict[int, float]
     change: CallChange | UnchangeableError | None
 
 
 class _Settling:
-    """The outputs that are right are those of a run in which every call gets its numbers from the trace."""
+    """The search on one model; outputs are right if they equal those of a run with all calls corrected."""
 
     def __init__(self, model: nn.Module, wanted: Wanted, run: Run) -> None:
         self._model, self._wanted, self._run = model, wanted, run
@@ -74,7 +74,7 @@ class _Settling:
     def _corrected(
         self, locating: bool = False, scaled: bool = False
     ) -> tuple[Outputs, dict[CallKey, _Wrong]]:
-        """Run with every call corrected: the outputs, and the calls that needed it."""
+        """Run with every call corrected; return the outputs, and the calls that needed it."""
         path = [""]
         calls = _Corrected(path, self._wanted, locating, self._scaled() if scaled else set())
         with torch.no_grad(), following_path(self._model, path), calls:
@@ -92,7 +92,7 @@ class _Settling:
         )
 
     def _attributes(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """Set what explains wrong numbers and leaves the outputs right, name by name."""
+        """Set the attributes that explain wrong numbers and keep the outputs right; try name by name."""
         accepted: dict[str, dict[str, tuple[int, int]]] = {}
         found = solved(self._wanted, lambda leaf: int(self._model.get_submodule(leaf[0]).__dict__[leaf[1]]))
         for name in dict.fromkeys(name for _, name in found):
@@ -103,7 +103,7 @@ class _Settling:
         return accepted
 
     def _stands(self, attributes: Attributes) -> bool:
-        """Whether the outputs stay right with these set; else they are set back."""
+        """Set attributes and return whether the outputs stay right; if not, set them back."""
         set_attributes(self._model, attributes)
         try:
             if self._close(self._corrected()[0]):
@@ -115,7 +115,7 @@ class _Settling:
         return False
 
     def _scaled(self) -> set[CallKey]:
-        """Attention calls whose heads have become narrower."""
+        """Return the attention calls whose heads have become narrower."""
         return {key for key, news in self._wanted.items() for new in news.values() if new.scale != 1}
 
     def _scales(self) -> dict[str, Ranges]:
@@ -130,7 +130,7 @@ class _Settling:
         return {}
 
     def _ranges(self) -> dict[str, Ranges]:
-        """The rows of weights that make the keys of narrower heads, with the factors that these need."""
+        """Return the rows of weights that make the keys of narrower heads, with their factors."""
         news = {key: next(iter(self._wanted[key].values())) for key in self._scaled()}
         names = dict.fromkeys(name for new in news.values() for name in new.producers)
         weights = {name: w for name in names if (w := self._weight(name)) is not None}
@@ -148,13 +148,13 @@ class _Settling:
         return {name: ranges for name, values in factors.items() if (ranges := as_ranges(values))}
 
     def _weight(self, name: str) -> Tensor | None:
-        """The weight of a layer that has one, with its output channels first."""
+        """Return the weight of layer ``name``, at least two-dimensional; None if it has none."""
         weight = self._model.get_submodule(name)._parameters.get("weight")
         return weight if weight is not None and weight.dim() > 1 else None
 
 
 class _Corrected(NumberedCalls):
-    """Makes every call with the numbers that are wanted, and notes those that would not have been."""
+    """A function mode that makes every call with the numbers in ``wanted``, and notes the wrong ones."""
 
     def __init__(
         self, path: list[str], wanted: Wanted, locating: bool = False, scaled: Collection[CallKey] = ()
@@ -182,7 +182,7 @@ class _Corrected(NumberedCalls):
 
 
 def _named(literal: SizeLiteral) -> Numbers:
-    """What a call names as the code has it; of attention the width that its scale is derived from."""
+    """Return the numbers in the code; for attention the width that its scale is derived from."""
     return (literal.size,) if literal.kind == "scale" else tuple(literal.numbers)
 
 

@@ -1,4 +1,4 @@
-"""Where in the code a call stands."""
+"""The place of a call in the source code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CALLER = nn.Module.__module__
 
 
 def frames_of_call() -> list[Frame]:
-    """The frames of the module's code that make the call in hand: its ``forward`` first."""
+    """Return the frames of the module's code that make the current call, its ``forward`` first."""
     frame: Frame | None = sys._getframe(1)
     while frame is not None and frame.f_globals["__name__"].startswith(("d2prune.core.", *_INSIDE)):
         frame = frame.f_back
@@ -40,10 +40,10 @@ def frames_of_call() -> list[Frame]:
 
 
 def locate(frames: Sequence[Frame], numbers: Sequence[tuple[int, float]]) -> CallChange:
-    """The call that the last of ``frames`` makes now.
+    """Return the call that the last of ``frames`` makes now, with ``numbers`` to change.
 
     Raises:
-        UnchangeableError: if it can't be told which it is.
+        UnchangeableError: if the call is not found in the source, or can't be given other numbers.
     """
     if not frames or frames[0].f_code.co_name.startswith("<"):
         raise UnchangeableError("the call is made outside of any module's forward")
@@ -68,7 +68,7 @@ def locate(frames: Sequence[Frame], numbers: Sequence[tuple[int, float]]) -> Cal
 def _tree(filename: str) -> ast.Module:
     source = "".join(linecache.getlines(filename))
     if not source:
-        raise UnchangeableError(f"the source of {Path(filename).name} is not to be had")
+        raise UnchangeableError(f"the source of {Path(filename).name} is not available")
     try:
         return ast.parse(source)
     except SyntaxError as error:
@@ -76,7 +76,7 @@ def _tree(filename: str) -> ast.Module:
 
 
 def definition_of(code: types.CodeType) -> ast.FunctionDef:
-    """The function in the source that ``code`` was compiled from."""
+    """Return the function in the source that ``code`` was compiled from."""
     for node in ast.walk(_tree(code.co_filename)):
         if isinstance(node, ast.FunctionDef) and node.name == code.co_name:
             if min([node.lineno, *(d.lineno for d in node.decorator_list)]) == code.co_firstlineno:
@@ -85,7 +85,7 @@ def definition_of(code: types.CodeType) -> ast.FunctionDef:
 
 
 def _position(frame: Frame, definition: ast.AST) -> tuple[int, int]:
-    """The line and the column at which the expression ends that the frame works on."""
+    """Return the line and the column at which the expression ends that the frame evaluates."""
     if not hasattr(frame.f_code, "co_positions"):  # Python 3.10 knows the line only
         nodes = [n for n in _calls_in(definition) if n.lineno <= frame.f_lineno <= _end(n)[0]]
         if len(nodes) != 1:
@@ -96,7 +96,7 @@ def _position(frame: Frame, definition: ast.AST) -> tuple[int, int]:
 
 
 def _name(frame: Frame, forward: Frame) -> str:
-    """A function's name; "self." stands before those of the module's own methods, but its forward."""
+    """Return a function's name, with "self." before methods of the module other than its ``forward``."""
     if frame is forward or not frame.f_code.co_argcount:
         return frame.f_code.co_name
     first = [frame.f_locals.get(f.f_code.co_varnames[0]) for f in (frame, forward)]
@@ -118,7 +118,7 @@ def _calls_in(definition: ast.AST) -> list[ast.expr]:
 
 
 def find(definition: ast.FunctionDef, code: types.CodeType, change: CallChange) -> ast.expr:
-    """The call that ``change`` is about; raises UnchangeableError where it is not there any more."""
+    """Return the call that ``change`` refers to; raise UnchangeableError if it is not there any more."""
     line = [n for n in _calls_in(definition) if _end(n)[0] - code.co_firstlineno == change.line]
     if change.ordinal < len(line) and ast.unparse(line[change.ordinal]) == change.text:
         return line[change.ordinal]

@@ -25,10 +25,10 @@ SMALLEST = 2  # attributes of 0 and 1 are flags and levels rather than widths
 
 
 class TrackedInt(int):
-    """An integer that was read from a module's attribute, or worked out from such.
+    """An integer that was read from a module's attribute, or worked out from such integers.
 
     Attributes:
-        expression: how.
+        expression: how it was worked out.
     """
 
     expression: Expression
@@ -60,12 +60,12 @@ for _name, _symbol in (("add", "+"), ("sub", "-"), ("mul", "*"), ("floordiv", "/
 
 
 def expression_of(number: int) -> Expression:
-    """How ``number`` was worked out; itself where no attribute is known to have part in it."""
+    """Return how ``number`` was worked out; the number itself if no attribute is known to be involved."""
     return number.expression if isinstance(number, TrackedInt) else int(number)
 
 
 def attributes_in(expression: Expression) -> tuple[Attribute, ...]:
-    """The attributes that an expression is worked out from."""
+    """Return the attributes that an expression is worked out from."""
     if isinstance(expression, int):
         return ()
     if len(expression) == 2:
@@ -75,7 +75,7 @@ def attributes_in(expression: Expression) -> tuple[Attribute, ...]:
 
 
 def evaluate(expression: Expression, values: Mapping[Attribute, int]) -> int:
-    """What an expression comes to with other values of its attributes."""
+    """Return the value of an expression with other values of its attributes."""
     if isinstance(expression, int):
         return expression
     if len(expression) == 2:
@@ -86,9 +86,9 @@ def evaluate(expression: Expression, values: Mapping[Attribute, int]) -> int:
 
 @contextmanager
 def tracked(model: nn.Module) -> Iterator[None]:
-    """Have the integer attributes of the modules of ``model`` know where they are read from.
+    """Replace integer attributes of modules in ``model`` by ``TrackedInt`` while the context lasts.
 
-    PyTorch's own layers are left out: their widths are those of their weights.
+    PyTorch's own layers are left out: :func:`d2prune.core.layers.kinds.cut` updates their widths.
     """
     changed: list[tuple[dict[str, Any], str, int]] = []
     for path, module in model.named_modules():

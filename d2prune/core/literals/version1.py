@@ -1,7 +1,7 @@
-"""Specs of version 1: numbers in code were corrected while it ran, by how like calls were to those traced.
+"""Specs of version 1, which corrected calls while they ran, by their similarity to calls that were traced.
 
-Nothing writes these any more: :mod:`d2prune.core.literals.settle` has taken their place. Models that were
-pruned so still load and run.
+Nothing writes them any more: :mod:`d2prune.core.literals.settle` has replaced them. Models that were
+pruned with them still load and run.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Key = tuple[str, int, int, int, int, Numbers]
 
 @dataclass(frozen=True)
 class Correction:
-    """What a pruned model makes of a number in its code.
+    """The correction of a size literal in a pruned model's code.
 
     Attributes:
-        literal: the number.
-        size: that its dimension has now.
-        new: the numbers in its place.
-        full_shape: the whole shape that the view asked for, with what -1 came to.
-        other_shapes: such shapes of the same module's views that name the number for something else.
+        literal: the literal, as traced.
+        size: the pruned size of its dimension.
+        new: the numbers that replace the literal's.
+        full_shape: the whole shape that the view asked for, with the size that -1 stood for.
+        other_shapes: shapes of views of the same module in which the same number means something else.
     """
 
     literal: SizeLiteral
@@ -40,7 +40,7 @@ class Correction:
     other_shapes: tuple[Numbers, ...] = ()
 
     def to_row(self) -> list[Any]:
-        """As plain data."""
+        """Return the correction as plain data."""
         r = self.literal
         shapes = [list(self.full_shape), [list(shape) for shape in self.other_shapes]]
         return [
@@ -57,7 +57,7 @@ class Correction:
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Correction:
-        """Read :meth:`to_row`'s list; raises TypeError or ValueError for anything else."""
+        """Read the list of :meth:`to_row`; raise TypeError or ValueError for anything else."""
         kind, dims, dim, size, numbers, inferred, full, others, now, new = row
         values = (
             dims,
@@ -77,7 +77,7 @@ class Correction:
 
 
 class Corrections(TorchFunctionMode):
-    """Corrects the calls of one module's forward; the module enters and leaves it by hooks."""
+    """A function mode that corrects the calls in one module's ``forward``, entered and left by hooks."""
 
     def __init__(self, corrections: Iterable[Correction]) -> None:
         super().__init__()
@@ -86,11 +86,11 @@ class Corrections(TorchFunctionMode):
             self.table[_key(correction.literal, correction.size)].append(correction)
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        """Forward pre-hook."""
+        """Enter the mode, as a forward pre-hook."""
         self.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, module: nn.Module, args: Any, result: Any) -> None:
-        """Forward hook, called after an error, too."""
+        """Leave the mode, as a forward hook that is called after an error, too."""
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -105,11 +105,11 @@ class Corrections(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _ways(self, call: Call) -> Iterator[tuple[tuple[Any, ...], list[Correction], list[Numbers]]]:
-        """Every way to correct some of the numbers, how likely it is first.
+        """Yield every way to correct some of the numbers: its rank, corrections and new numbers.
 
-        That is: how like this one the views were that named them; how many they are; and of as many
-        those further back: of (..., 3, 3, 32), heads are the second 3: what was stacked stands in front
-        of what it was made of.
+        Ways rank by the similarity of this view to those traced, then by how many numbers they correct,
+        then by how far back these are: of (..., 3, 3, 32), heads are the second 3, because a stacked
+        dimension stands in front of what was stacked.
         """
         known = [self._known(call, place) for place in range(len(call.literals))]
         asked = [literal.numbers for literal in call.literals]
@@ -123,7 +123,7 @@ class Corrections(TorchFunctionMode):
                     yield (sum(likeness) / len(chosen), len(chosen), changed), chosen, numbers
 
     def _known(self, call: Call, place: int) -> list[Correction]:
-        """Those of a number; of a view also those of its parts: heads times pictures may be one size."""
+        """Return the corrections of a literal; for a view also of a factor of it (heads times images)."""
         literal = call.literals[place]
         found = self.table.get(_key(literal, literal.size), [])
         if not found and literal.kind == "view":
@@ -138,30 +138,30 @@ class Corrections(TorchFunctionMode):
 
 
 def _resolved(call: Call, numbers: Sequence[Numbers]) -> Numbers:
-    """A view's shape, with what -1 comes to."""
+    """Return a view's shape, with the size that -1 stands for."""
     inferred = -1 if call.inferred is None else call.inferred(numbers)
     return tuple(inferred if size == -1 else size for size in call.shape)
 
 
 def _certain(call: Call) -> bool:
-    """Whether a call that fits is right as it is."""
+    """Return whether a call that fits is right as it is."""
     return call.tensor is None and call.inferred is None
 
 
 def _alike(one: Numbers, two: Numbers) -> int:
-    """In how many dimensions two shapes agree."""
+    """Return the number of dimensions in which two shapes agree."""
     return sum(a == b for a, b in zip(one, two, strict=False))
 
 
 def _most(correction: Correction, shape: Numbers) -> int:
-    """How like ``shape`` is to a view that names the number for something else."""
+    """Return how similar ``shape`` is to a view in which the number means something else."""
     return max((_alike(other, shape) for other in correction.other_shapes), default=0)
 
 
 def _read_off(call: Call, place: int, parts: Sequence[Correction]) -> bool:
-    """Whether a number is likelier read off a tensor, and right, than a part of one that was named.
+    """Return whether a number was more likely read from a tensor, and so is right already.
 
-    With it as it is, -1 comes to what it came to where that was named; corrected it does not.
+    That is so if -1 stands for the traced size with the number as it is, and not with it corrected.
     """
     asked = [literal.numbers for literal in call.literals]
     others = [[*asked[:place], c.new, *asked[place + 1 :]] for c in parts]
@@ -178,7 +178,7 @@ def _read_off(call: Call, place: int, parts: Sequence[Correction]) -> bool:
 
 
 def install(model: nn.Module, corrections: Mapping[str, Sequence[Correction]]) -> None:
-    """Has ``model`` correct these, by the module whose forward names them; earlier ones are replaced."""
+    """Hook ``corrections``, by module, into ``model`` in place; earlier ones are removed."""
     for name, module in model.named_modules():
         _remove(module)
         if name in corrections:
@@ -199,11 +199,11 @@ def _remove(module: nn.Module) -> None:
 
 
 def _key(literal: SizeLiteral, size: int) -> Key:
-    """A part's numbers mean something only on a dimension of one size; a view makes its dimension."""
+    """Return the key of a literal; the size of its dimension is part of it, except for views."""
     known = size if literal.kind != "view" else 0
     return literal.kind, literal.dims, literal.dim, literal.inferred_dim, known, literal.numbers
 
 
 def _numbers(correction: Correction) -> Numbers:
-    """What a corrected call is made with: a scale stays that of the old width."""
+    """Return the numbers to make a corrected call with: for a scale the old width, else the new ones."""
     return (correction.literal.size,) if correction.literal.kind == "scale" else correction.new

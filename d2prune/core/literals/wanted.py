@@ -1,4 +1,4 @@
-"""What the numbers in a model's code must become with a plan, and the attributes that would make them so."""
+"""The numbers that a model's code must have under a plan, and the attributes that would make them so."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from d2prune.core.types import CallKey, PrunePlan, SizeLiteral
 
 @dataclass(frozen=True)
 class NewNumbers:
-    """What the numbers of one literal become.
+    """The new numbers of one literal.
 
     Attributes:
-        literal: as the trace has seen it.
-        size: of its dimension now.
-        numbers: now.
-        producers: the layers that make its channels.
+        literal: the literal, as traced.
+        size: the new size of its dimension.
+        numbers: the new numbers.
+        producers: paths of the layers that make its channels.
     """
 
     literal: SizeLiteral
@@ -30,12 +30,12 @@ class NewNumbers:
 
     @property
     def scale(self) -> float:
-        """What makes up for attention's own scale: keys are to be multiplied by it."""
+        """The factor on the keys that keeps attention's scale; 1 for other kinds of literals."""
         return math.sqrt(self.size / self.literal.size) if self.literal.kind == "scale" else 1
 
     @property
     def made_with(self) -> Numbers:
-        """What a corrected call is made with: a scale stays that of the old width."""
+        """The numbers to make a corrected call with: for a scale the old width, else the new ones."""
         return (self.literal.size,) if self.literal.kind == "scale" else self.numbers
 
 
@@ -43,7 +43,7 @@ Wanted = Mapping[CallKey, Mapping[int, NewNumbers]]  # by call and dimension
 
 
 def new_numbers(plan: PrunePlan) -> Wanted:
-    """What the numbers that name channels become with ``plan``, those that stay as they are included."""
+    """Return the new numbers of all literals under ``plan``, unchanged ones included."""
     gone: dict[tuple[CallKey, SizeLiteral], set[int]] = defaultdict(set)
     makers: dict[tuple[CallKey, SizeLiteral], tuple[str, ...]] = defaultdict(tuple)
     for group, kept in zip(plan.groups, plan.kept, strict=True):
@@ -62,12 +62,12 @@ def new_numbers(plan: PrunePlan) -> Wanted:
 
 
 def all_numbers(wanted: Wanted) -> Iterator[NewNumbers]:
-    """Those of all calls."""
+    """Return the new numbers of all calls."""
     return (new for news in wanted.values() for new in news.values())
 
 
 def solved(wanted: Wanted, before: Callable[[Attribute], int]) -> dict[Attribute, tuple[int, int]]:
-    """Attributes, (before, after), whose new value makes all numbers right that are worked out from them."""
+    """Return attributes as (before, after) whose new values make all numbers derived from them right."""
     uses = _uses(wanted)
     leaves = {leaf for one, _ in uses for leaf in attributes_in(one)}
     first = {leaf: before(leaf) for leaf in leaves}
@@ -83,7 +83,7 @@ Uses = Sequence[tuple[Expression, int | None]]
 
 
 def _uses(wanted: Wanted) -> list[tuple[Expression, int | None]]:
-    """How each number is worked out that comes from attributes, and what it must come to; None: not one."""
+    """Return the expression of each number derived from attributes, and its new number if it is one."""
     uses: dict[tuple[Expression, int | None], None] = {}
     for new in all_numbers(wanted):
         numbers: Sequence[int | None] = new.numbers
@@ -100,7 +100,7 @@ def _indirect(leaf: Attribute, uses: Uses) -> tuple[bool, Attribute]:
 
 
 def _trials(leaf: Attribute, uses: Uses, before: int) -> Iterable[int]:
-    """Values to try: what is named directly, or those near by."""
+    """Return the values to try: the number that the attribute itself must be, or all up to 2 * ``before``."""
     direct = [new for expression, new in uses if expression == leaf and new is not None]
     return direct[:1] or range(1, 2 * before)
 

@@ -1,4 +1,4 @@
-"""A call in source code, written with other numbers."""
+"""Calls in source code, and how to write them with other numbers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _CALLED_AS_FUNCTION = {"reshape", "unflatten", "split", "split_with_sizes", "nar
 
 @dataclass(frozen=True)
 class CallChange:
-    """A call in a module's code, and the numbers that it is to be made with.
+    """A call in a module's code, and the numbers to make it with.
 
     Attributes:
         functions: names of the functions that lead to it, from the module's ``forward`` on; "self." stands
             before those of its other methods.
-        line: on which line of the last function it ends, counted from the function's first line.
-        ordinal: which of the calls and subscripts that end on this line, from left to right.
-        text: the call as the code has it.
+        line: the line on which it ends, counted from the first line of the last function.
+        ordinal: its index, from left to right, among the calls and subscripts that end on this line.
+        text: the call as it is in the code.
         numbers: (place, number) pairs; see :func:`with_numbers` for what a place is.
     """
 
@@ -32,11 +32,11 @@ class CallChange:
 
 
 class UnchangeableError(PruneError):
-    """Code that can't be changed: its source is not to be had, or the call is not written out in it."""
+    """Code that can't be changed: its source is not available, or the call is not written out in it."""
 
 
 def merged(earlier: Sequence[CallChange], later: Sequence[CallChange]) -> tuple[CallChange, ...]:
-    """Both; where they are of one call, its later numbers."""
+    """Return the changes of both; where both change one call, later numbers replace earlier ones."""
     calls = {replace(change, numbers=()): change for change in earlier}
     for change in later:
         place = replace(change, numbers=())
@@ -60,8 +60,8 @@ def _function(node: ast.Call) -> str:
 def with_numbers(node: ast.expr, change: CallChange) -> None:
     """Write numbers into a call, in place.
 
-    A place is that of a size in a view's shape; 0 and 1 are the ends of a slice, or the start and length of a
-    narrowed part; of a split all places are its lengths; of attention 0 is its scale.
+    A place is an index into a view's shape; 0 and 1 for the ends of a slice, or the start and length of
+    ``narrow``; an index into the lengths of a split; or 0 for the scale of attention.
     """
     if isinstance(node, ast.Subscript):
         return _with_bounds(node, dict(change.numbers))
@@ -106,7 +106,7 @@ def _with_bounds(node: ast.Subscript, numbers: Mapping[int, float]) -> None:
 
 
 def _sizes(given: Sequence[ast.expr], numbers: Mapping[int, float]) -> list[ast.expr]:
-    """The arguments of a shape with some sizes replaced; behind what is unpacked, while it runs."""
+    """Return the arguments of a shape with some sizes replaced; after a starred argument, at run time."""
     one = given[0] if len(given) == 1 else None
     listed = list(one.elts) if isinstance(one, (ast.Tuple, ast.List)) else list(given)
     written_out = one is None or isinstance(one, (ast.Tuple, ast.List))

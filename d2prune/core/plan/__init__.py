@@ -1,1 +1,1 @@
-"""Which channels go: criteria, limits, costs, allocation."""
+"""The choice of channels to remove: criteria, limits, costs, allocation."""

@@ -1,9 +1,9 @@
 """Parameters and MACs: measured by one run, and predicted for any widths.
 
-Every layer costs ``pair * out * in + single * out``, so a plan can be priced without running it.
-MACs follow the usual count (convolutions, linear layers, matrix products). Products of activations
-(attention) are laid on the layers around them; what else a run counts beyond the layers known here
-does not shrink and is kept as a constant.
+Every layer costs ``pair * out * in + single * out``, so the cost of a plan is known without running it.
+MACs follow the usual count (convolutions, linear layers, matrix products). Those of products of activations
+(attention) are attributed to the layers around them. All other MACs of a run are a constant, which
+pruning does not change.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from d2prune.core.types import LayerCost, Totals, Widths
 
 Target = Literal["channels", "params", "macs"]
 PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
-"""What products of activations end up as, where attention isn't fused."""
+"""The operators that compute products of activations when attention isn't fused."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class CostModel:
     totals: Totals
 
     def layer(self, name: str, target: Target, widths: Widths) -> float:
-        """Cost of one layer; axes missing from ``widths`` have their measured width."""
+        """Return the cost of one layer; axes missing from ``widths`` have their measured width."""
         cost = self.layers[name]
         out = widths.get((name, "out"), cost.out)
         inp = widths.get((name, "in"), cost.inp)
@@ -52,7 +52,7 @@ class CostModel:
         return cost.params_pair * out * inp + cost.params_single * out
 
     def total(self, target: Target, widths: Widths) -> float:
-        """Predicted cost of the whole model at ``widths``."""
+        """Return the predicted cost of the whole model at ``widths``."""
         whole = self.totals.macs if target == "macs" else self.totals.params
         touched = {name for name, _ in widths if name in self.layers}
         change = sum(self.layer(name, target, widths) - self.layer(name, target, {}) for name in touched)
@@ -62,11 +62,11 @@ class CostModel:
 def measure(
     model: nn.Module, run: Callable[[nn.Module], object], paths: Mapping[nn.Module, str] | None = None
 ) -> CostModel:
-    """Counts one forward pass of ``run(model)``, without gradients.
+    """Count parameters, and the MACs of one forward pass ``run(model)`` without gradients.
 
     Args:
         model: in any mode, on any device (meta costs neither time nor memory).
-        run: what one image costs: all that runs at inference, nothing that only training runs.
+        run: runs the model on one image: all that inference runs, nothing that only training runs.
         paths: names of the layers; default: the model's own dotted paths.
     """
     names = paths if paths is not None else {m: n for n, m in model.named_modules()}
@@ -96,7 +96,7 @@ def measure(
 
 
 class _Counter(TorchDispatchMode):
-    """MACs by operator, by PyTorch's formulas; its own counter also follows modules and gradients."""
+    """A counter of MACs by operator, by PyTorch's formulas, without ``FlopCounterMode``'s module tracking."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -111,17 +111,17 @@ class _Counter(TorchDispatchMode):
         return out
 
     def macs(self, operators: Collection[Any] | None = None) -> int:
-        """Those of some operators, or of all."""
+        """Return the MACs so far of ``operators``, or of all."""
         chosen = self._flops if operators is None else operators
         return sum(int(self._flops[operator]) for operator in chosen) // 2
 
 
 class _Products:
-    """MACs of products of activations, between one layer's call and the next.
+    """The attribution to layers of MACs that products of activations take between two layers' calls.
 
-    The factors are made by the layers called just before, as far as they have one parent, and the result is
-    read by the next: queries, keys and values of one width each (or all three from one layer), and the
-    projection. The MACs are linear in the sum of these widths, whichever of them shrink.
+    The layers called just before, as far as they share a parent, are taken to make the factors, and the next
+    layer to read the result: queries, keys and values (or all three from one layer), and the projection.
+    The MACs are linear in the sum of these layers' widths.
     """
 
     def __init__(self, counter: _Counter, names: Mapping[nn.Module, str]) -> None:
@@ -134,7 +134,7 @@ class _Products:
         self._read: dict[nn.Module, float] = defaultdict(float)
 
     def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """A layer is called; it reads what was multiplied since the last one."""
+        """Attribute the products since the last layer to its makers and to ``module``, which reads them."""
         if self._attention is not None:
             return
         macs = self._counter.macs(PRODUCTS) - self._multiplied
@@ -145,7 +145,7 @@ class _Products:
             self._attention, self._at_entry = module, self._counter.macs()
 
     def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """A layer has been called; it may have made factors of the next product."""
+        """Note ``module`` as a possible maker of the next product's factors."""
         attention = self._attention
         if attention is module:
             self._attention = None
@@ -157,7 +157,7 @@ class _Products:
             self._makers = [m for m in self._makers if self._parent(m) == self._parent(module)] + [module]
 
     def laid_on(self, module: nn.Module, cost: LayerCost) -> LayerCost:
-        """The layer's cost and its part of the products."""
+        """Return ``cost`` with the MACs of products that are attributed to the layer."""
         single = cost.macs_single + self._made[module]
         return dataclasses.replace(cost, macs_single=single, macs_read=self._read[module])
 
@@ -172,7 +172,7 @@ class _Products:
 
 
 def _bare_parameters(model: nn.Module, layers: Mapping[str, LayerCost]) -> dict[str, LayerCost]:
-    """Parameters that no known layer owns, such as layer scales."""
+    """Return the costs of parameters that no known layer owns, such as layer scales."""
     costs = {}
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[0] not in layers and parameter.numel() > 1:
@@ -182,7 +182,7 @@ def _bare_parameters(model: nn.Module, layers: Mapping[str, LayerCost]) -> dict[
 
 
 def _positions(module: nn.Module, given: Tensor, output: Tensor) -> int:
-    """How often the kernel is applied: as often as the input, or the result, has positions."""
+    """Return how often the kernel is applied: once per position of the input, or of the result."""
     per = kind_of(module).per or "in"
     return int((output if per == "out" else given).numel() // axis_width(module, per))
 

@@ -1,4 +1,4 @@
-"""How much each unit of a group matters."""
+"""Criteria: scores of how much each unit of a group matters."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ register_criterion = CRITERIA.register
 
 
 def criterion_of(given: str | Importance) -> Criterion:
-    """A criterion by its name, or one that scores by an importance of torch-pruning.
+    """Return a registered criterion by its name, or one that scores by an importance of torch-pruning.
 
     Raises:
-        PruneError: if it is neither.
+        PruneError: if there is no such name, or ``given`` is no importance.
     """
     if isinstance(given, str) and not given.startswith(PREFIX):
         return CRITERIA[given]
@@ -37,7 +37,7 @@ def criterion_of(given: str | Importance) -> Criterion:
 def score(
     model: nn.Module, groups: Sequence[Group], criterion: str | Criterion, whole: Collection[Group] = ()
 ) -> tuple[Scores, ...]:
-    """Scores of every group; those in ``whole``, which nothing is taken from, need none and get zeros.
+    """Return the scores of every group; zeros for groups in ``whole``, which stay whole.
 
     Raises:
         PruneError: if ``criterion`` is an unknown name, or can't score a group.
@@ -48,11 +48,11 @@ def score(
 
 @register_criterion("magnitude")
 def magnitude(model: nn.Module, group: Group) -> Scores:
-    """L2 norm of each unit's weights, by layer relative to the layer's mean, then averaged.
+    """Return the L2 norms of each unit's weights, relative to each layer's mean, averaged over layers.
 
-    Li et al., "Pruning Filters for Efficient ConvNets" (arXiv 1608.08710), carried over to coupled
+    Li et al., "Pruning Filters for Efficient ConvNets" (arXiv 1608.08710), extended to coupled
     layers as in Fang et al., "DepGraph" (arXiv 2301.12900): producers' filters, consumers' input
-    columns and norm scales all speak for a channel.
+    columns and norm scales all count.
     """
     norms = [n for member in group.members if (n := _norms(model, member)) is not None]
     relative = [norm / norm.mean() if norm.mean() > 0 else norm for norm in norms]
@@ -60,7 +60,7 @@ def magnitude(model: nn.Module, group: Group) -> Scores:
 
 
 def _norms(model: nn.Module, member: Member) -> Scores | None:
-    """(U,) L2 norms of what each unit owns of one layer's weight; None where there is no weight."""
+    """Return the (U,) L2 norms of each unit's part of one layer's weight; None if it has no weight."""
     place = weight_on(module_at(model, member.layer), member.axis)
     if place is None:
         return None

@@ -1,4 +1,4 @@
-"""What of each group may go: patterns over layer names, the largest ratio, and widths that fit."""
+"""Limits on what may be removed of each group: name patterns, the largest ratio, allowed widths."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from d2prune.errors import PruneError
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a group may shrink.
+    """The limits on how far a group may shrink.
 
     Attributes:
         reason: why it stays whole; empty when it may shrink.
-        allowed_units: numbers of units it may keep, from the largest (all but none) to the smallest.
+        allowed_units: numbers of units that it may keep, in descending order, all units not included.
         keep: number of units it must keep, from MODEL.PRUNING.RATIOS; None leaves it to the budget.
     """
 
@@ -28,7 +28,7 @@ class Limits:
 
 
 def limits_of(groups: Sequence[Group], request: Request, names: Iterable[str]) -> tuple[Limits, ...]:
-    """The limit of every group.
+    """Return the limits of every group.
 
     Raises:
         PruneError: if a pattern matches none of ``names`` or a ratio is no fraction.
@@ -102,7 +102,7 @@ def _ratio(group: Group, request: Request) -> float | None:
 
 
 def _floor(group: Group, max_ratio: float) -> int:
-    """Fewest units that may stay; the slack keeps 0.75 of 8 at 2 despite rounding errors."""
+    """Return the fewest units that may stay; the slack makes it 2 for 0.75 of 8, despite rounding."""
     return max(1, math.ceil(group.units * (1 - max_ratio) - 1e-9))
 
 

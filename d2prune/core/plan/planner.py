@@ -1,4 +1,4 @@
-"""From scores, limits and costs to a plan: pure arithmetic, no tensors.
+"""The planner, which makes a plan from scores, limits and costs: arithmetic without tensors.
 
 Each group is a queue of chunks (the units between two allowed widths, lowest scores first). One loop
 takes chunks in the order of the allocation's key until the budget is met.
@@ -35,13 +35,13 @@ ALLOCATIONS: Registry[Key] = Registry("MODEL.PRUNING.ALLOCATION")
 
 @ALLOCATIONS.register("uniform")
 def uniform(group: Group, scores: Scores, gone: int, then_gone: int) -> float:
-    """The same fraction of every group."""
+    """Return the fraction of the group that is gone, so that all groups lose the same fraction."""
     return then_gone / group.units
 
 
 @ALLOCATIONS.register("global")
 def ranked(group: Group, scores: Scores, gone: int, then_gone: int) -> float:
-    """The lowest scores of the whole model."""
+    """Return the chunk's mean score, so that the lowest scores of the whole model are removed first."""
     return float(scores[gone:then_gone].mean())
 
 
@@ -52,7 +52,7 @@ def plan(
     costs: CostModel,
     request: Request,
 ) -> PrunePlan:
-    """Chooses the units that stay.
+    """Choose the units that stay.
 
     Raises:
         PruneError: if nothing can be pruned, the amount can't be reached, or a key's value is unknown.
@@ -80,7 +80,7 @@ def plan(
 
 
 def check(request: Request) -> None:
-    """Raises PruneError for a value no plan can be made with."""
+    """Raise PruneError for a value no plan can be made with."""
     ALLOCATIONS[request.allocation]
     allowed = [
         ("TARGET", repr(request.target), f"one of: {', '.join(TARGETS)}", request.target in TARGETS),
@@ -97,7 +97,7 @@ def check(request: Request) -> None:
 def fraction_removed(
     groups: Sequence[Group], limits: Sequence[Limits], costs: CostModel, target: str, gone: Sequence[int]
 ) -> float:
-    """The fraction of the target's cost that goes with ``gone[g]`` units of each group."""
+    """Return the fraction of the target's cost saved by removing ``gone[g]`` units of each group."""
     state = _State(groups, limits, costs, target)
     for g, number in enumerate(gone):
         state.remove(g, number)
@@ -105,7 +105,7 @@ def fraction_removed(
 
 
 def _keep(scores: Scores, gone: int) -> Indices:
-    """Units that stay once the ``gone`` lowest have left; ties go by position."""
+    """Return the units that stay without the ``gone`` lowest; of equal scores the first are removed."""
     return np.sort(np.argsort(scores, kind="stable")[gone:])
 
 
@@ -117,7 +117,7 @@ class _Chunk:
 
 
 def _spend(state: _State, ranked_scores: Sequence[Scores], request: Request) -> None:
-    """Takes chunks until ``request.amount`` is removed, ending as near to it as chunks allow."""
+    """Remove chunks until ``request.amount`` is reached, ending as near to it as chunks allow."""
     free = [g for g, limit in enumerate(state.limits) if not limit.reason and limit.keep is None]
     _check_reach(state, free, request)
     key = ALLOCATIONS[request.allocation]
@@ -125,7 +125,7 @@ def _spend(state: _State, ranked_scores: Sequence[Scores], request: Request) -> 
     def chunk(g: int) -> _Chunk | None:
         group, gone, allowed_units = state.groups[g], state.gone[g], state.limits[g].allowed_units
         units = group.units
-        place = bisect_right(allowed_units, gone - units, key=neg)  # the first stop below units - gone
+        place = bisect_right(allowed_units, gone - units, key=neg)  # the first below units - gone
         if place == len(allowed_units):
             return None
         then_gone = units - allowed_units[place]
@@ -152,7 +152,7 @@ def _spend(state: _State, ranked_scores: Sequence[Scores], request: Request) -> 
 
 
 def _round_up(state: _State, over: _Chunk | None, amount: float) -> None:
-    """Takes the smallest overshooting chunk after all where that ends nearer to ``amount``."""
+    """Remove the least overshooting chunk ``over`` after all if that ends nearer to ``amount``."""
     short = amount - state.removed()
     if over is None or short <= 0:
         return
@@ -163,9 +163,9 @@ def _round_up(state: _State, over: _Chunk | None, amount: float) -> None:
 
 
 def _approach(state: _State, free: Sequence[int], amount: float) -> None:
-    """Where large steps leave the promise unmet: another width of one group, or of two, if that is nearer.
+    """Change the width of one group, or of two, if ``amount`` is missed by more than ``PROMISED``.
 
-    Of those that meet it the smallest change is taken, so that little is lost of the allocation.
+    Of the changes that come within ``PROMISED`` the smallest is taken, to stay near the allocation.
     """
 
     def off() -> float:
@@ -205,7 +205,7 @@ def _check_reach(state: _State, free: Sequence[int], request: Request) -> None:
 
 
 class _State:
-    """Units gone so far, and what that saves, kept up to date chunk by chunk."""
+    """The units gone so far, and the cost that this saves."""
 
     def __init__(
         self, groups: Sequence[Group], limits: Sequence[Limits], costs: CostModel, target: str
@@ -225,11 +225,11 @@ class _State:
         return totals.macs if self.target == "macs" else totals.params
 
     def removed(self) -> float:
-        """Fraction of the target's whole that is gone."""
+        """Return the fraction of the target's whole that is gone."""
         return self.saved / self.whole if self.whole else 0.0
 
     def remove(self, g: int, gone: int) -> None:
-        """Sets the number of units of group ``g`` that are gone (more or fewer than before)."""
+        """Set the number of units of group ``g`` that are gone (more or fewer than before)."""
         group, change = self.groups[g], gone - self.gone[g]
         self.gone[g] = gone
         if self.target == "channels":
@@ -243,7 +243,7 @@ class _State:
         self.saved -= self._price(touched)
 
     def remove_all(self, numbers: Iterable[tuple[int, int]]) -> None:
-        """:meth:`remove` for several groups."""
+        """Call :meth:`remove` for several groups."""
         for g, gone in numbers:
             self.remove(g, gone)
 

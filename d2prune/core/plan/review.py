@@ -1,4 +1,4 @@
-"""Interactive pruning: someone looks at every group of a plan, and accepts, refuses or changes it."""
+"""Interactive pruning: a callback accepts, refuses or changes what is planned for each group."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ REFUSED = "protected by the answer of interactive="
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """What is planned for one group.
+    """The part of a plan for one group.
 
     Attributes:
-        group: what goes together; ``group.name`` is its first layer, ``group.members`` has every
-            layer's axis with the positions of each unit on it.
+        group: the group; ``group.name`` is its first layer, ``group.members`` has every layer's axis
+            with the positions of each unit on it.
         scores: (U,) the criterion's scores of the units.
-        remove: (R,) sorted indices of the units that are to go; empty where all are to stay. A unit
-            is one channel of ``group.name`` in most groups (``group.step`` says how many).
+        remove: (R,) sorted indices of the units to remove; empty if all are to stay. A unit is one
+            channel of ``group.name`` in most groups (``group.step`` is the number).
     """
 
     group: Group
@@ -64,13 +64,13 @@ def decide(
     request: Request,
     review: Review,
 ) -> PrunePlan:
-    """The plan after ``review`` has seen every group that may be pruned, in the model's order.
+    """Return the plan after ``review`` has seen every group that may be pruned, in the model's order.
 
-    What is refused is not taken from other groups instead, and given indices are taken as they are:
-    neither MAX_RATIO nor ROUND_TO is looked at.
+    What is refused is not removed from other groups instead, and indices that it returns are not checked
+    against MAX_RATIO and ROUND_TO.
 
     Raises:
-        PruneError: for indices that the group does not have, or if nothing is left to be removed.
+        PruneError: for indices that the group does not have or that are all of it, or if nothing is removed.
     """
     kept, reasons = list(plan.kept), list(plan.reasons)
     for i, group in enumerate(plan.groups):

@@ -1,7 +1,7 @@
-"""torch-pruning's importances as criteria: their own code scores our groups, handed over in its form.
+"""torch-pruning's importances as criteria: its own code scores d2prune's groups, converted to its groups.
 
-Fang et al., "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900). The package is imported when one
-is asked for: `import d2prune` does without.
+Fang et al., "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900). ``import d2prune`` does not
+import the package; using one of these criteria does.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Importance = Callable[[Any], Tensor | None]
 """``importance(group) -> (C,)`` scores of the channels of a ``tp.Group``'s root."""
 
 _PREPARED = {"ActivationImportance", "OBDCImportance"}
-"""They score what an instance has seen of the data, so there is no way to ask for them by name."""
+"""Importances that score by data an instance was shown, so they can't be named, only passed."""
 
 
 class TorchPruningCriterion:
-    """Scores a group's units by an importance of torch-pruning, or one of the user's own.
+    """A criterion that scores by an importance of torch-pruning, or one of the user's own.
 
     Args:
         importance: an instance, or the name of a class: "torch_pruning.LAMPImportance".
@@ -46,10 +46,10 @@ class TorchPruningCriterion:
         self.name = name_of(importance)
 
     def __call__(self, model: nn.Module, group: Group) -> NDArray[np.float64]:
-        """(U,) means over the channels of each unit, of its first producer.
+        """Return the (U,) mean scores over each unit's channels of the group's first producer.
 
-        A mean, as torch-pruning itself takes of channels that go together: by a sum, a unit would count
-        for more the more channels it has, and groups could not be compared.
+        torch-pruning itself takes the mean of channels that are removed together: with a sum, units of
+        more channels would score higher, and groups could not be compared.
 
         Raises:
             PruneError: if the importance can't score the group.
@@ -85,7 +85,7 @@ class TorchPruningCriterion:
 
 
 def name_of(criterion: str | Importance) -> str:
-    """What a report calls it: a name as it is, an instance by its package and class."""
+    """Return a criterion's name for reports: a name itself, or an instance's package and class."""
     kind = type(criterion)
     return criterion if isinstance(criterion, str) else f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
 
@@ -100,7 +100,7 @@ def _named(name: str) -> Importance:
 
 
 def _classes() -> dict[str, Any]:
-    """What may be asked for by name."""
+    """Return the importances that can be used by name."""
     from torch_pruning import importance
 
     found = inspect.getmembers(importance, inspect.isclass)
@@ -115,14 +115,14 @@ def _of_gradients() -> tuple[type, ...]:
 
 
 def _ranks(positions: Indices) -> Indices:
-    """(U, K) places of a member's channels among all of them, in ascending order."""
+    """Return the (U, K) ranks of a member's positions among all of them."""
     ranks = np.empty(positions.size, np.int64)
     ranks[np.argsort(positions, axis=None)] = np.arange(positions.size)
     return ranks.reshape(positions.shape)
 
 
 def _group(model: nn.Module, group: Group) -> Any:
-    """The group in torch-pruning's form; layers that it has no pruner for are left out, as by itself."""
+    """Return the group as a ``tp.Group``, without layers that torch-pruning has no pruner for."""
     import torch_pruning
     from torch_pruning import ops
     from torch_pruning.dependency import Node
@@ -143,10 +143,10 @@ def _group(model: nn.Module, group: Group) -> Any:
 
 
 def _paired(member: Member, roots: Indices) -> tuple[list[int], list[int]]:
-    """A member's positions in ascending order, each with the root's channel that it goes with.
+    """Return a member's positions in ascending order, and the root's channel that each belongs to.
 
-    Where a unit has more positions here than channels there (a linear layer after a flatten), they are
-    dealt out in order.
+    If a unit has more positions here than channels there (a linear layer after a flatten), they are
+    divided among these in order.
     """
     positions = member.indices
     columns = np.arange(positions.shape[1]) * roots.shape[1] // positions.shape[1]

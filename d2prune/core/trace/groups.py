@@ -1,4 +1,4 @@
-"""From labels to groups: which channels of which layers go together, and which must stay."""
+"""Groups from labels: which channels of which layers are cut together, and which must stay."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from d2prune.core.trace.weights import LayerAxis
 from d2prune.core.types import CallKey, Group, Indices, LiteralUse, Member, Site, SizeLiteral
 
 UNMADE = "no layer that can be cut makes its channels"
-Unit = dict[Any, list[int]]  # the positions that one unit has on each axis, and for each literal
+Unit = dict[Any, list[int]]  # the positions of one unit on each axis and each literal's dimension
 
 
 class Traced(Protocol):
-    """What a trace has written down.
+    """The record of a finished trace.
 
     Attributes:
-        store: all labels, and what is known of them.
+        store: all labels, with their ties and the reasons to keep them.
         axes: the labels of every layer's axes.
         touched: paths of the layers that ran.
-        literals: what code names by number: in which call, and the labels of the dimension that it is of.
+        literals: for each size literal its call, the literal, and the labels of its dimension.
     """
 
     store: LabelStore
@@ -37,7 +37,7 @@ class Traced(Protocol):
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Many small objects are made, and all are kept: looking for garbage takes half of the time."""
+    """Switch the garbage collector off: it takes half of the time here, and finds nothing to free."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -49,7 +49,7 @@ def _uncollected() -> Iterator[None]:
 
 @_uncollected()
 def groups_of(trace: Traced) -> tuple[Group, ...]:
-    """Units that cut the same axes by the same amounts form one group."""
+    """Return the groups of a trace: units that cut the same axes by the same amounts form one group."""
     roots = trace.store.roots()
     axes = {site: axis for site, axis in trace.axes.items() if site[0] in trace.touched}
     kept = _by_root([*trace.store.outputs, *trace.store.kept], roots)
@@ -75,7 +75,7 @@ def groups_of(trace: Traced) -> tuple[Group, ...]:
 
 
 def _places(labelled: Iterable[tuple[Any, Ids]], roots: Ids) -> dict[int, dict[Any, list[int]]]:
-    """For every unit, where on each labelled dimension it is; units in the order of their first places."""
+    """Return every unit's positions on each labelled dimension, units in order of first appearance."""
     units: dict[int, dict[Any, list[int]]] = defaultdict(dict)
     for key, ids in labelled:
         found = roots[ids]
@@ -91,7 +91,7 @@ def _places(labelled: Iterable[tuple[Any, Ids]], roots: Ids) -> dict[int, dict[A
 
 
 def _by_root(notes: Iterable[tuple[Ids, str]], roots: Ids) -> dict[int, str]:
-    """The first reason noted for any label of a unit."""
+    """Return, for each unit, the first reason noted for any of its labels."""
     found: dict[int, str] = {}
     for ids, why in notes:
         for root in np.unique(roots[ids]).tolist():
@@ -100,7 +100,7 @@ def _by_root(notes: Iterable[tuple[Ids, str]], roots: Ids) -> dict[int, str]:
 
 
 def _contracted(trace: Traced, roots: Ids) -> set[int]:
-    """Units summed over in a product of two activations: neither side is a layer's weight."""
+    """Return the units summed over in products of two activations, where neither side is a weight."""
     columns = np.zeros(trace.store.count, dtype=bool)
     for (_, axis), found in trace.axes.items():
         columns[found.ids] = axis == "in"

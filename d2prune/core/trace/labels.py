@@ -1,10 +1,10 @@
 """Channel identities as labels on the elements of tensors.
 
-Every channel of every layer has a label, an integer above 0. A tensor carries *maps*: integer
-tensors of its own number of dimensions, each of size 1 or the tensor's, that say which label each
-element goes with; 0 says with none. An element goes when any of its maps' labels goes, so a
-convolution's weight has two maps, (O, 1, 1, 1) and (1, I, 1, 1), and an activation mostly one.
-What moves elements moves labels alike; what combines elements ties their labels.
+Every channel of every layer has a label, an integer above 0. A tensor carries *label maps*: integer
+tensors with as many dimensions, each of size 1 or the tensor's size, that give each element a label;
+0 is no label. An element is removed when the label of any of its maps is removed, so a convolution's
+weight has two maps, (O, 1, 1, 1) and (1, I, 1, 1), and an activation mostly one. Operators that move
+elements move labels alike; operators that combine elements tie their labels.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Ids = NDArray[np.int64]
 
 
 class LabelStore:
-    """Which labels there are, which of them belong together, and which must stay.
+    """All labels of a trace: which of them belong together, and which must stay.
 
     Args:
-        where: says for messages where in the model the trace is.
-        whole_rows: labels of which, where they vary along several dimensions, whole rows go rather
-            than positions of every row (heads, rather than channels of every head).
+        where: returns, for messages, where in the model the trace is.
+        whole_rows: labels that, when they vary along several dimensions, are removed by whole rows
+            instead of by the same positions of every row (heads, not channels of every head).
 
     Attributes:
-        jointly: labels that did vary along several dimensions.
+        jointly: labels that varied along several dimensions.
     """
 
     def __init__(self, where: Callable[[], str], whole_rows: Ids | None = None) -> None:
@@ -48,12 +48,12 @@ class LabelStore:
         self._ties: list[tuple[Ids, Ids]] = []
 
     def new(self, count: int) -> Ids:
-        """So many labels that nothing has had before."""
+        """Return ``count`` new labels."""
         self.count += count
         return np.arange(self.count - count, self.count)
 
     def tie(self, one: Tensor, two: Tensor) -> None:
-        """Labels at the same place go together; those that meet no label stay."""
+        """Tie labels at the same place, so that they are removed together; keep those that meet none."""
         a, b = (_flat(t) for t in torch.broadcast_tensors(one, two))
         both = (a > 0) & (b > 0)
         self._ties.append((a[both], b[both]))
@@ -61,29 +61,29 @@ class LabelStore:
             self.keep(torch.from_numpy(np.maximum(a, b)[~both]), "meet channels that can't go")
 
     def tie_columns(self, rows: Tensor) -> None:
-        """Of (R, C) labels, every column goes as one: all rows lose the same positions."""
+        """Tie the labels (R, C) of each column, so that all rows lose the same positions."""
         self.tie(rows, rows[:1])
 
     def multiply(self, one: Tensor, two: Tensor) -> None:
-        """Labels at the same place are summed over in a product: they go together."""
+        """Tie labels at the same place, and note that a product sums over them."""
         self.tie(one, two)
         a, b = (_flat(t) for t in torch.broadcast_tensors(one, two))
         self.products.append((a, b))
 
     def keep(self, labels: Tensor, why: str) -> None:
-        """These stay."""
+        """Keep these labels, for the reason ``why``."""
         self._note(self.kept, labels, why)
 
     def keep_layer(self, labels: Tensor, why: str) -> None:
-        """These stay wherever they go: their layer can't be cut."""
+        """Keep the labels of a layer that can't be cut, for the reason ``why``."""
         self.kept.append((_flat(labels), why))
 
     def keep_output(self, labels: Tensor, name: str) -> None:
-        """These are part of the model's interface; that is said before any other reason."""
+        """Keep labels that reach output ``name``; this reason takes precedence over all others."""
         self.outputs.append((_flat(labels), f"{OUTPUT} '{name}'"))
 
     def mix(self, labels: Tensor, why: str) -> None:
-        """These are mixed by an operation without weights: removal can't equal masking."""
+        """Note labels that an operator without weights mixes, so that removal can't equal masking."""
         self._note(self.inexact, labels, why)
 
     def _note(self, notes: list[tuple[Ids, str]], labels: Tensor, why: str) -> None:
@@ -92,7 +92,7 @@ class LabelStore:
             notes.append((ids[ids > 0], f"its channels {why}, in {self._where()}"))
 
     def roots(self) -> Ids:
-        """For every label the smallest of those it is tied to."""
+        """Return, for every label, the smallest label that it is tied to, directly or through others."""
         parent = np.arange(self.count)
         ends = [np.concatenate(column) for column in zip(*self._ties, strict=True)] or [parent, parent]
         while True:
@@ -111,12 +111,12 @@ def _flat(labels: Tensor) -> Ids:
 
 
 def support(label_map: Tensor) -> Dims:
-    """The dimensions along which a label_map varies."""
+    """Return the dimensions along which a label map is larger than 1."""
     return tuple(dim for dim, size in enumerate(label_map.shape) if size > 1)
 
 
 def compact(label_map: Tensor) -> Tensor:
-    """The label_map without the dimensions along which it does not vary."""
+    """Return the label map with size 1 in every dimension along which it does not vary."""
     for dim in support(label_map):
         first = label_map.narrow(dim, 0, 1)
         if bool((label_map == first).all()):
@@ -125,23 +125,23 @@ def compact(label_map: Tensor) -> Tensor:
 
 
 def spread(values: Ids | Tensor, dim: int, dims: int, like: Tensor) -> Tensor:
-    """A label_map of ``dims`` dimensions with ``values`` along ``dim``, where ``like`` is."""
+    """Return a label map of ``dims`` dimensions with ``values`` along ``dim``, on the device of ``like``."""
     shape = [1] * dims
     shape[dim] = len(values)
     return torch.as_tensor(values, device=like.device).reshape(shape)
 
 
 def along(maps: Iterable[Tensor], dim: int) -> Tensor | None:
-    """The labels (C,) of dimension ``dim``; None where nothing on it is labelled."""
+    """Return the labels (C,) of dimension ``dim``; None if none of ``maps`` varies along it alone."""
     return next((s.reshape(-1) for s in maps if support(s) == (dim,)), None)
 
 
 def settle(store: LabelStore, label_map: Tensor) -> Tensor | None:
-    """What a label_map comes to after elements moved: labels along one dimension, or None.
+    """Reduce a label map whose elements were moved to labels along one dimension; None if it has none.
 
-    Taking channels out must leave a tensor rectangular. Where labels vary along several dimensions
-    together (channels seen as (groups, channels of a group)), positions of the last one go for all
-    of the others at once; of those in ``store.whole_rows``, positions of the last but one.
+    Removing channels must leave a tensor rectangular. If labels vary along several dimensions together
+    (channels seen as (groups, channels of a group)), labels that share a position on the last of these
+    are tied; those in ``store.whole_rows``, if they share a position on the last but one.
     """
     label_map = compact(label_map)
     dims = support(label_map)
@@ -159,10 +159,10 @@ def settle(store: LabelStore, label_map: Tensor) -> Tensor | None:
 
 
 def merge(store: LabelStore, parts: Sequence[Sized], shape: Sequence[int]) -> LabelMaps:
-    """The maps of an elementwise result of ``shape`` from its operands' shapes and maps.
+    """Return the maps of an elementwise result of ``shape`` from its operands' shapes and maps.
 
     Labels along the same dimensions are tied. An operand that has no labels along them, but is not
-    broadcast there either, does not shrink, so they stay.
+    broadcast there either, can't shrink, so these labels are kept.
     """
     lifted = [_lift(part, len(shape)) for part in parts]
     merged: dict[Dims, Tensor] = {}
@@ -176,12 +176,12 @@ def merge(store: LabelStore, parts: Sequence[Sized], shape: Sequence[int]) -> La
         for size, maps in lifted:
             if any(size[d] > 1 for d in dims) and all(support(s) != dims for s in maps):
                 store.keep(label_map, f"meet a tensor of shape {tuple(size)} that does not shrink with them")
-                left.pop(dims, None)  # nothing that they meet further on may shrink either
+                left.pop(dims, None)  # without labels, it keeps whatever meets it further on
     return tuple(left.values())
 
 
 def _lift(part: Sized, dims: int) -> Sized:
-    """Broadcasting puts missing dimensions in front."""
+    """Add leading dimensions of size 1, as broadcasting does, up to ``dims`` dimensions."""
     size, maps = part
     ones = [1] * (dims - len(size))
     return torch.Size([*ones, *size]), tuple(s.reshape([*ones, *s.shape]) for s in maps)

@@ -1,8 +1,8 @@
-"""Which channels belong together: one forward pass in which every tensor's channels are labelled.
+"""The trace: one forward pass in which labels follow every tensor's channels.
 
-Labels are followed below autograd, operator by operator (:mod:`d2prune.core.trace.operators`), so neither
-fused layers nor attention nor code that reshapes channels needs to be known, and the time is that of
-one forward pass.
+Labels are followed below autograd, operator by operator (:mod:`d2prune.core.trace.operators`), so fused
+layers, attention and code that reshapes channels need no rules of their own, and the time is that of one
+forward pass.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Outputs = Mapping[str, Tensor]
 
 
 def trace_groups(model: nn.Module, forward: Callable[[nn.Module], Outputs]) -> tuple[Group, ...]:
-    """Runs ``forward``, mostly once, and groups the channels that must go together.
+    """Run ``forward``, once in most models, and group the channels that must be removed together.
 
     Args:
         model: in eval mode; not changed.
@@ -41,7 +41,7 @@ def trace_groups(model: nn.Module, forward: Callable[[nn.Module], Outputs]) -> t
             output is part of the model's interface and is never cut.
 
     Returns:
-        Groups in the order of the model's layers.
+        The groups in the order of the model's layers.
 
     Raises:
         PruneError: if an output does not depend on any parameter.
@@ -71,9 +71,9 @@ def _device_type(model: nn.Module) -> str:
 
 
 class _Trace(TorchDispatchMode):
-    """Labels of every tensor that is alive, and where in the model the trace is.
+    """The labels of every tensor that is alive, and the path of the module that runs.
 
-    It is what :class:`d2prune.core.trace.operators.Labels` asks for.
+    It implements :class:`d2prune.core.trace.operators.Labels`.
     """
 
     def __init__(self, model: nn.Module, whole_rows: Ids | None) -> None:
@@ -96,17 +96,17 @@ class _Trace(TorchDispatchMode):
         self._from_weights = WeakTensorKeyDictionary(dict.fromkeys(model.parameters(), True))
 
     def of(self, tensor: Tensor | None) -> LabelMaps:
-        """The tensor's maps."""
+        """Return the tensor's maps."""
         found: LabelMaps = self._maps.get(tensor, ()) if tensor is not None else ()
         return found
 
     def set(self, tensor: Tensor, maps: LabelMaps) -> None:
-        """Writes them down."""
+        """Set the tensor's maps."""
         self._maps[tensor] = maps
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Follows every operator; attention as the products it consists of."""
+        """Follow every operator while the context lasts; attention as its single products."""
         with (
             following_path(self.model, self.path), tracked(self.model),
             unfused_attention(), sdpa_kernel(SDPBackend.MATH), _Calls(self), self,
@@ -114,7 +114,7 @@ class _Trace(TorchDispatchMode):
             yield
 
     def _where(self) -> str:
-        """The module that runs, and why it can't be cut where that is so."""
+        """Return the path of the module that runs, with the reason if it can't be cut."""
         path = self.path[-1] or type(self.model).__name__
         why = next((self._whole[p] for p in reversed(self.path) if p in self._whole), "")
         return f"{path} ({why})" if why else path
@@ -130,7 +130,7 @@ class _Trace(TorchDispatchMode):
         return out
 
     def note(self, call: CallKey, literal: SizeLiteral, tensor: Tensor, site: Hashable) -> None:
-        """Write down which channels of ``tensor``'s dimension the running module's code names by number."""
+        """Record a literal with the labels of its dimension of ``tensor``, and tie what it counts."""
         ids = along(self.of(tensor), literal.dim)
         if ids is None or ids.numel() != literal.size or max(positions(literal), default=0) > literal.size:
             return
@@ -141,11 +141,11 @@ class _Trace(TorchDispatchMode):
             self._tie_to_first((expression, len(counted)), counted)
 
     def _tie_to_first(self, number: Hashable, ids: Ids) -> None:
-        """Tie channels that one number counts, that of an attribute or of one place in the code."""
+        """Tie channels that the same number counts elsewhere: one expression, or one place in the code."""
         self.store.tie(*map(torch.from_numpy, (self._counted.setdefault(number, ids), ids)))
 
     def keep_outputs(self, outputs: Outputs) -> None:
-        """What reaches an output stays."""
+        """Keep all labels that reach an output."""
         for name, tensor in outputs.items():
             if tensor not in self._from_weights:
                 raise PruneError(f"output '{name}' does not depend on any parameter: can't trace it")
@@ -153,7 +153,7 @@ class _Trace(TorchDispatchMode):
                 self.store.keep_output(label_map, name)
 
     def stuck(self) -> Ids:
-        """Labels that varied along several dimensions, and can't go the way these were settled."""
+        """Return the labels that varied along several dimensions and, as they were tied, must stay."""
         roots = self.store.roots()
         noted = [ids for ids, _ in (*self.store.outputs, *self.store.kept, *self.store.inexact)]
         stay = np.unique(roots[np.concatenate([np.zeros(1, dtype=np.int64), *noted])])
@@ -163,14 +163,14 @@ class _Trace(TorchDispatchMode):
 
 
 class _Calls(NumberedCalls):
-    """Shows the trace each call that names numbers, before it comes down to operators."""
+    """A function mode that records in the trace every call with size literals."""
 
     def __init__(self, trace: _Trace) -> None:
         super().__init__(trace.path)
         self._trace = trace
 
     def make(self, key: CallKey, call: Call, redo: Callable[[], Any]) -> Any:
-        """Make the call, then note what it named."""
+        """Make the call, then record its literals."""
         out, frames = redo(), frames_of_call()
         site = (key[0], frames[-1].f_code, frames[-1].f_lasti) if frames else (*key, None)
         for literal in call.literals:

@@ -1,4 +1,4 @@
-"""The channels that layers have: labels on their weights, before a trace begins."""
+"""Labels for the channels of every layer, put on its weights before a trace begins."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ AXES: tuple[Axis, Axis] = ("out", "in")
 
 @dataclass(frozen=True)
 class LayerAxis:
-    """One axis of a layer: the label of each of its channels.
+    """One axis of a layer, with the label of each of its channels.
 
-    The axis of a grouped convolution that its weight holds once for all groups has one label for the
-    same channel of every group; ``ids`` repeats it.
+    If a grouped convolution's weight holds the axis once for all groups, the same channel of every group
+    has one label, which ``ids`` repeats.
     """
 
     layer: Any
     ids: Ids
 
     def makes(self, axis: Axis) -> bool:
-        """Whether channels begin here: the output of a convolution or linear layer, or an embedding."""
+        """Return whether channels begin here: the output of a convolution, linear layer or embedding."""
         return axis == "out" and kind_of(self.layer).begins
 
 
 def whole_layers(model: nn.Module) -> dict[str, str]:
-    """Modules that :func:`d2prune.core.layers.kinds.cut` can't handle, and why."""
+    """Return the modules that :func:`d2prune.core.layers.kinds.cut` can't handle, with the reasons."""
     owners = Counter(id(p) for m in model.modules() for p in m._parameters.values())
     found = {}
     for name, module in model.named_modules():
@@ -53,7 +53,7 @@ def whole_layers(model: nn.Module) -> dict[str, str]:
 def label_layers(
     model: nn.Module, whole: dict[str, str], store: LabelStore, maps: WeakTensorKeyDictionary
 ) -> dict[Site, LayerAxis]:
-    """Labels all weights and statistics: writes their maps into ``maps``, returns every axis."""
+    """Label all weights and statistics: write their maps into ``maps`` and return every axis."""
     axes: dict[Site, LayerAxis] = {}
     for name, module in model.named_modules():
         for path, axis, layer, held in _axes(name, module, name in whole):
@@ -63,7 +63,7 @@ def label_layers(
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
-    """A module's own parameters and float buffers."""
+    """Return a module's own floating-point parameters and buffers."""
     return [t for t in own_tensors(module).values() if t.is_floating_point()]
 
 
@@ -80,7 +80,7 @@ def _axes(name: str, module: Any, whole: bool) -> Iterator[tuple[str, Axis, Any,
 
 
 def _label(store: LabelStore, maps: WeakTensorKeyDictionary, held: list[Place], why: str) -> Ids:
-    """One axis' labels, on all the tensors that hold it."""
+    """Make the labels of one axis and put them on all the tensors that hold it."""
     ids = store.new(held[0].tensor.shape[held[0].dim])
     if len(ids) == 1:
         store.keep_layer(torch.from_numpy(ids), SINGLE)
@@ -95,7 +95,7 @@ def _label(store: LabelStore, maps: WeakTensorKeyDictionary, held: list[Place], 
 
 
 def _built_in(module: nn.Module) -> str:
-    """What a layer of torch is that has channels but no handler (LSTM, Bilinear, ...)."""
+    """Name a PyTorch layer that has channels but no row in the table (LSTM, ...); "" for others."""
     has_channels = any(p.numel() > 1 for p in module.parameters())
     kind = type(module)
     if parametrize.is_parametrized(module) or "weight" in module.__dict__:

@@ -1,4 +1,4 @@
-"""What each operator does to labels: a rule by its name, called with its arguments and its result."""
+"""Rules that say how each operator passes labels on from its arguments to its result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["HANDLERS", "Labels", "follow", "register_operator", "tensors_in"]
 
 
 def follow(labels: Labels, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
-    """Writes down the labels of what ``func(*args, **kwargs)`` returned, or wrote into its arguments."""
+    """Set the labels of what ``func(*args, **kwargs)`` returned, or wrote into its arguments."""
     arguments = func._schema.arguments
     bound = {**{a.name: value for a, value in zip(arguments, args, strict=False)}, **kwargs}
     if not any(labels.of(t) for t in tensors_in(bound)):

@@ -1,4 +1,4 @@
-"""What every handler works on: an operator's arguments by name, and the labels of tensors."""
+"""The inputs of every rule: an operator's arguments by name, and the labels of tensors."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from d2prune.core.trace.labels import LabelMaps, LabelStore, Sized
 
 
 class Labels(Protocol):
-    """Where the labels of tensors are written down."""
+    """The labels of all tensors, as a rule reads and sets them."""
 
     store: LabelStore
 
     def of(self, tensor: Tensor | None) -> LabelMaps:
-        """The tensor's maps."""
+        """Return the tensor's maps."""
 
     def set(self, tensor: Tensor, maps: LabelMaps) -> None:
-        """Write them down."""
+        """Set the tensor's maps."""
 
 
 Bound = Mapping[str, Any]  # an operator's arguments by name
@@ -29,23 +29,23 @@ Handler = Callable[[Labels, Any, Bound, Any], None]
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors of a nested value."""
+    """Return all tensors of a nested value."""
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def first(bound: Bound) -> Tensor:
-    """The first argument that is a tensor: "self" or "input" of PyTorch's own operators."""
+    """Return the first argument that is a tensor: "self" or "input" of PyTorch's own operators."""
     return next(value for value in bound.values() if isinstance(value, Tensor))
 
 
 def sized(labels: Labels, tensor: Tensor) -> Sized:
-    """A tensor's shape and maps; what was expanded counts as broadcast: it follows any width."""
+    """Return a tensor's shape and maps; expanded dimensions have size 1, as they fit any width."""
     strides = tensor.stride() if tensor.layout == torch.strided else tensor.shape
     size = [1 if stride == 0 else n for n, stride in zip(tensor.shape, strides, strict=True)]
     return torch.Size(size), labels.of(tensor)
 
 
 def keep(labels: Labels, maps: LabelMaps, why: str) -> None:
-    """The labels of all of ``maps`` stay."""
+    """Keep the labels of all of ``maps``, for the reason ``why``."""
     for label_map in maps:
         labels.store.keep(label_map, why)

@@ -1,4 +1,4 @@
-"""Operators that combine elements of one tensor: reductions, pooling, normalisation."""
+"""Rules for operators that combine elements of one tensor: reductions, pooling, normalisation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _dims(bound: Bound, x: Tensor) -> set[int]:
 
 
 def reduce(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
-    """Sums, means, maxima: labels along what is reduced are mixed, others stay."""
+    """Follow sums, means and maxima: labels along reduced dimensions are mixed, others pass through."""
     x = first(bound)
     dims = _dims(bound, x)
     left = []
@@ -38,7 +38,7 @@ def _without(label_map: Tensor, dims: set[int]) -> Tensor:
 
 
 def mix(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
-    """Softmax and its like: the shape stays, every element depends on all along one dimension."""
+    """Follow softmax and its like: labels along the dimension are mixed, and all pass through."""
     x = first(bound)
     for label_map in labels.of(x):
         if _dims(bound, x) & set(support(label_map)):
@@ -48,7 +48,7 @@ def mix(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
 
 
 def choose(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
-    """Top-k and sorting along a dimension without labels moves what carries labels in others."""
+    """Follow top-k and sorting: labels along the sorted dimension are kept, others pass through."""
     x, dim = bound["self"], bound.get("dim", -1) % bound["self"].dim()
     free = tuple(s for s in labels.of(x) if dim not in support(s))
     keep(labels, tuple(s for s in labels.of(x) if dim in support(s)), f"are sorted by {func._schema.name}")
@@ -57,9 +57,9 @@ def choose(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
 
 
 def by_channel(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
-    """Pooling, resampling and the like work on each channel alone; dimension 1 has the channels."""
+    """Follow pooling, resampling and the like, which work on each channel (dimension 1) alone."""
     x, *places = tensors_in(bound)
-    for tensor in places:  # of a grid, of boxes
+    for tensor in places:  # grids, or boxes
         keep(labels, labels.of(tensor), f"say where {func._schema.name} samples")
     others = tuple(s for s in labels.of(x) if support(s) not in ((0,), (1,)))
     keep(labels, others, f"lie along a dimension that {func._schema.name} resamples")
@@ -71,25 +71,25 @@ def by_channel(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
 
 
 def batch_norm(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
-    """Statistics, weights and biases hold a value a channel."""
+    """Follow batch norm: tie the input's channels to those of the statistics, weight and bias."""
     x = bound["input"]
     parts = by_channel_values(labels, bound, ("weight", "bias", "running_mean", "running_var"), x)
     labels.set(tensors_in([out])[0], merge(labels.store, [sized(labels, x), *parts], x.shape))
 
 
 def channels_only(x: Tensor) -> torch.Size:
-    """The shape that broadcasts channel values (C,) to ``x`` (N, C, ...)."""
+    """Return the shape that broadcasts channel values (C,) to ``x`` (N, C, ...)."""
     return torch.Size([x.shape[1] if d == 1 else 1 for d in range(x.dim())])
 
 
 def by_channel_values(labels: Labels, bound: Bound, names: Sequence[str], x: Tensor) -> list[Sized]:
-    """Those arguments that hold a value a channel (C,), as they broadcast to ``x`` (N, C, ...)."""
+    """Return the arguments ``names``, one value per channel (C,), as they broadcast to ``x`` (N, C, ...)."""
     shape, found = channels_only(x), (bound.get(name) for name in names)
     return [(shape, tuple(s.reshape(shape) for s in labels.of(t))) for t in found if t is not None]
 
 
 def group_norm(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
-    """Channels of one normalisation group share a mean: they go together."""
+    """Follow group norm: channels of one group share a mean, so they are tied."""
     x, groups = bound["input"], bound["group"]
     parts = by_channel_values(labels, bound, ("weight", "bias"), x)
     maps = merge(labels.store, [sized(labels, x), *parts], x.shape)
@@ -100,7 +100,7 @@ def group_norm(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
 
 
 def layer_norm(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
-    """Channels that are normalised together are mixed."""
+    """Follow layer norm: channels that are normalised together are mixed."""
     x = bound["input"]
     parts = [sized(labels, t) for n in ("weight", "bias") if (t := bound.get(n)) is not None]
     maps = merge(labels.store, [sized(labels, x), *parts], x.shape)

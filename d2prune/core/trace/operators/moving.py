@@ -1,4 +1,4 @@
-"""Operators that move elements about: labels are moved by the same operator."""
+"""Rules for operators that move elements: labels are moved in the same way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from d2prune.core.trace.operators.call import Bound, Labels, first, keep, sized,
 
 
 def _moved(labels: Labels, x: Tensor, results: Sequence[Tensor], move: Callable[[Tensor], Any]) -> None:
-    """Moves every label_map of ``x``, at its full size, as ``x`` was moved into ``results``."""
+    """Expand every label map of ``x`` to full size and move it as ``x`` was moved into ``results``."""
     maps: list[list[Tensor]] = [[] for _ in results]
     for label_map in labels.of(x):
         parts = move(label_map.expand(x.shape))
@@ -26,7 +26,7 @@ def _moved(labels: Labels, x: Tensor, results: Sequence[Tensor], move: Callable[
 
 
 def move(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
-    """The operator itself moves the labels, in place of its first argument."""
+    """Apply the operator itself to the labels, in place of its first argument."""
     x = first(bound)
     rest = {k: v for k, v in bound.items() if v is not x}
 
@@ -40,12 +40,12 @@ def move(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
 
 
 def view(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
-    """Expanded labels have no strides that a view could keep."""
+    """Follow a view, by ``reshape``: expanded labels have no strides that a view could keep."""
     _moved(labels, first(bound), [out], lambda label_map: label_map.reshape(out.shape))
 
 
 def strided(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
-    """PyTorch itself calls this to change strides; used as a view of another shape it is not followed."""
+    """Follow ``as_strided`` where it keeps the shape; otherwise keep all labels."""
     x = bound["self"]
     if out.shape != x.shape:
         keep(labels, labels.of(x), "are read with strides of the code's own")
@@ -54,11 +54,11 @@ def strided(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
 
 
 def pad(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
-    """Channels that are added have no label; what is added around pictures goes with its channel."""
+    """Follow padding: added channels have no label; padding around an image has its channel's label."""
     x, maps = bound["self"], []
     for label_map in labels.of(x):
         amounts = list(bound["pad"])
-        for place in range(0, len(amounts), 2):  # from the last dimension on
+        for place in range(0, len(amounts), 2):  # from the last dimension backwards
             if label_map.shape[x.dim() - 1 - place // 2] == 1:
                 amounts[place : place + 2] = [0, 0]
         maps.append(func(label_map, amounts, 0))
@@ -66,9 +66,9 @@ def pad(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
 
 
 def part(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
-    """Slices: equal parts of a labelled dimension lose the same positions, unequal ones each its own.
+    """Follow slices: equal parts of a labelled dimension lose the same positions, unequal ones their own.
 
-    Every other channel (rotary embeddings turn pairs) leaves each run of that many whole.
+    With a step, as rotary embeddings take every other channel, each run of that many channels is a unit.
     """
     x, dim = bound["self"], bound.get("dim", 0) % bound["self"].dim()
     parts = {t.shape[dim] if t.dim() == x.dim() else 1 for t in tensors_in([out])}
@@ -79,7 +79,7 @@ def part(labels: Labels, func: Any, bound: Bound, out: Any) -> None:
 
 
 def _take(labels: Labels, label_map: Tensor, length: int, bound: Bound, alike: bool) -> None:
-    """Ties what must go together for parts of ``length`` of the first dimension to be taken."""
+    """Tie what must be removed together if parts of ``length`` of the first dimension are taken."""
     size, step, start = len(label_map), bound.get("step", 1), bound.get("start") or 0
     if step > 1 and size % step == 0 and length * step == size:
         labels.store.tie_columns(label_map.reshape(length, step, -1).transpose(0, 1).reshape(step, -1))
@@ -90,13 +90,13 @@ def _take(labels: Labels, label_map: Tensor, length: int, bound: Bound, alike: b
 
 
 def blocks(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
-    """Pixel shuffle makes one channel of r * r; its inverse, and im2col's kernel, make many of each."""
+    """Follow pixel shuffle, which makes one channel of r * r, and pixel unshuffle and im2col, the reverse."""
     x, side = bound["self"], bound.get("downscale_factor", 1)
     joined, repeated = bound.get("upscale_factor", 1) ** 2, math.prod(bound.get("kernel_size", (side, side)))
     dim = x.dim() - 3
     for label_map in labels.of(x):
         if support(label_map) != (dim,):
-            labels.store.keep(label_map, "lie along a dimension of the picture")
+            labels.store.keep(label_map, "lie along a dimension of the image")
             continue
         rows = label_map.reshape(-1, joined)
         labels.store.tie_columns(rows.T)
@@ -105,7 +105,7 @@ def blocks(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
 
 
 def cat(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
-    """Concatenation and stacking: labels along ``dim`` follow each other, those along others are tied."""
+    """Follow concatenation and stacking: labels along ``dim`` are joined, those along others are tied."""
     tensors = [t for t in bound["tensors"] if t.shape != (0,)]  # torch lets an empty one join
     dim = bound.get("dim", 0) % out.dim()
     if func._schema.name == "aten::stack":
@@ -128,7 +128,7 @@ def _one(size: Sequence[int], dim: int) -> torch.Size:
 
 
 def _piece(labels: Labels, size: Sequence[int], maps: LabelMaps, dim: int) -> Tensor:
-    """The label_map that varies along ``dim``, whole in that dimension; zeros without one."""
+    """Return the label map that varies along ``dim``; zeros of that size if there is none."""
     found = [s for s in maps if dim in support(s)]
     keep(labels, tuple(found[1:]), "are two sorts of channels in one dimension")
     if found:

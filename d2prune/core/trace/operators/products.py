@@ -1,4 +1,4 @@
-"""Products: of activations with a layer's weights, or with each other."""
+"""Rules for products of activations with a layer's weights, or with each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from d2prune.core.trace.operators.combining import by_channel_values, channels_o
 
 
 def product(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
-    """(…, M, K) times (…, K, N): labels along K are tied; those along M, N and before stay."""
+    """Follow (…, M, K) times (…, K, N): labels along K are tied, those of other dimensions pass through."""
     one, two = bound.get("mat1", bound.get("batch1", bound["self"])), _second(bound)
     result = _contract(labels, one, two)
     added = bound["self"] if one is not bound["self"] else None
@@ -48,11 +48,11 @@ def _contract(labels: Labels, one: Tensor, two: Tensor) -> LabelMaps:
 
 
 def convolution(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
-    """The input's channels are tied to the weight's columns; the result has the labels of its rows."""
+    """Tie the input's channels to the weight's columns; give the result the labels of the weight's rows."""
     x, weight, groups = bound["input"], bound["weight"], bound["groups"]
     store = labels.store
     given = along(labels.of(x), 1)
-    pictures = tuple(s for s in labels.of(x) if support(s) == (0,))
+    images = tuple(s for s in labels.of(x) if support(s) == (0,))
     others = tuple(s for s in labels.of(x) if support(s) not in ((0,), (1,)))
     keep(labels, others, "lie along a dimension that a convolution slides over")
     first, second = along(labels.of(weight), 0), along(labels.of(weight), 1)
@@ -63,7 +63,7 @@ def convolution(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
         made = _grouped(store, given, in_labels, out_labels, groups, bound["transposed"])
     rows: Sized = (channels_only(out), () if made is None else (spread(made, 1, out.dim(), made),))
     bias = by_channel_values(labels, bound, ("bias",), out)
-    labels.set(out, (*pictures, *merge(store, [rows, *bias], out.shape)))
+    labels.set(out, (*images, *merge(store, [rows, *bias], out.shape)))
 
 
 def _tied_or_kept(store: LabelStore, one: Tensor | None, two: Tensor | None) -> Tensor | None:
@@ -84,7 +84,7 @@ def _grouped(
     groups: int,
     transposed: bool,
 ) -> Tensor | None:
-    """Every group loses the same positions, so that groups stay equal; one group is an ordinary one."""
+    """Tie channels so that every group loses the same positions; return the labels of the result."""
     if given is not None and groups > 1:
         store.tie_columns(given.reshape(groups, -1))
     if in_labels is not None and not transposed:
@@ -97,7 +97,7 @@ def _grouped(
 
 
 def embedding(labels: Labels, func: Any, bound: Bound, out: Tensor) -> None:
-    """Rows of the table are picked by number, so they stay; its columns are channels."""
+    """Follow an embedding: rows of the table are chosen by index, so they are kept; columns are channels."""
     table = bound["weight"]
     values = along(labels.of(table), 1)
     keep(labels, tuple(s for s in labels.of(table) if support(s) != (1,)), "are picked by number")

@@ -1,8 +1,8 @@
-"""The table of operators: each one's full name in the row of the rule that it follows.
+"""The table of operators: for each rule, the full names of the operators that follow it.
 
 Names are those of PyTorch's dispatcher, below autograd and below composite functions, so attention,
-einsum or a fused layer of any library comes down to the few rules here. Operators that PyTorch tags as
-pointwise need no entry; any other that is missing keeps all labels that go into it, and says so.
+einsum or a fused layer of any library is covered by the few rules here. Operators that PyTorch tags as
+pointwise need no entry; any other missing operator keeps all labels that go into it, with that reason.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _ROWS: dict[Handler, str] = {
 
 
 def _full(name: str) -> str:
-    """``aten.permute`` as PyTorch's schemas have it: ``aten::permute``."""
+    """Return ``aten.permute`` as PyTorch's schemas write it: ``aten::permute``."""
     return name if "::" in name else name.replace(".", "::", 1)
 
 
@@ -78,7 +78,7 @@ HANDLERS: dict[str, Handler] = {_full(n): rule for rule, names in _ROWS.items() 
 
 
 def register_operator(names: str | Sequence[str], rule: str | Handler) -> None:
-    """Teaches d2prune what an operator does to the channels that go into it.
+    """Teach d2prune how an operator passes channels on.
 
         d2prune.register_operator("mylib::scale", "pointwise")
 
@@ -87,11 +87,11 @@ def register_operator(names: str | Sequence[str], rule: str | Handler) -> None:
     Args:
         names: one or several operators that are defined, as "mylib::scale" or "mylib.scale": those of
             ``torch.library.custom_op``, of an extension, or PyTorch's own.
-        rule: the name of a rule (docs/tracing.md has them all), or a function ``(labels, func, bound,
-            out)`` of where labels are written down, the operator, its arguments by name and its result.
+        rule: the name of a rule (docs/tracing.md lists them), or a function ``(labels, func, bound, out)``
+            of the :class:`Labels` to read and set, the operator, its arguments by name and its result.
 
     Raises:
-        PruneError: if no such operator is defined, or the rule is none.
+        PruneError: if no such operator is defined, or there is no such rule.
     """
     every = [names] if isinstance(names, str) else names
     if not isinstance(every, Sequence) or not every:
@@ -122,7 +122,7 @@ def _takes_four(handler: Any) -> bool:
 
 
 def handler_of(func: Any) -> Handler:
-    """The rule of an operator; that of ``add`` also for ``add_``."""
+    """Return the rule of an operator; ``add_`` has that of ``add``."""
     name = func._schema.name
     pure = name.rstrip("_") if func._schema.is_mutable else name
     if name in HANDLERS or pure in HANDLERS:
@@ -135,6 +135,6 @@ def handler_of(func: Any) -> Handler:
 
 
 def packet_of(name: str) -> Any:
-    """All overloads of the operator called ``name``; None if it is not defined."""
+    """Return the overload packet of the operator called ``name``; None if it is not defined."""
     space, _, leaf = name.partition("::")
     return getattr(getattr(torch.ops, space), leaf, None) if space and leaf else None
