@@ -1,8 +1,8 @@
 """Structured (channel) pruning for Detectron2, AdelaiDet and plain PyTorch.
 
-Train, prune, prove, fine-tune, export. Importing it fills Detectron2's registries, with AdelaiDet's
-own classes where AdelaiDet is installed, and changes nothing else. Without Detectron2 it prunes, saves
-and loads models of any other kind.
+Train, prune, prove, fine-tune, export. Importing the package fills Detectron2's registries, with
+AdelaiDet's own classes if AdelaiDet is installed, and changes nothing else. Without Detectron2 it
+prunes, saves and loads models of any other kind.
 """
 
 from importlib import import_module
@@ -44,7 +44,7 @@ _OF_DETECTRON2 = {
     "compare_detections": "engine.detections",
     "get_cfg": "config",
 }
-"""Names that only Detectron2's users need, and their modules: imported when they are asked for."""
+"""Names that need Detectron2, with their modules, which are imported on first use."""
 
 __all__ = [
     "Adapter",

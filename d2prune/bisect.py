@@ -1,8 +1,8 @@
-"""Finding the channels that a model's own code counts on, when a pruned model turns out wrong.
+"""The search for groups that a model's own code depends on, when a pruned model fails or differs.
 
-The trace follows what code does, not why: ``x[:, :8]`` and ``x[:, : c // 2]`` look the same. So where
-the pruned model fails or differs, every group is tried by itself, some units taken out, and those that
-do not stand it are left whole.
+The trace follows what code does, not why: ``x[:, :8]`` and ``x[:, : c // 2]`` look the same. So if the
+pruned model fails or differs, some units of every group are removed on trial, and groups that break the
+model are left whole.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def _every_other(units: int) -> Indices:
     return np.arange(1, units, 2)
 
 
-# Units to take out. One from the middle would not tell on code that turns channels round, say.
+# Units to remove. One from the middle alone would not reveal code that reverses channels, say.
 TRIALS: tuple[Callable[[int], Indices], ...] = (_ends_and_middle, _every_other)
 
 
 def without_misfits(
     model: nn.Module, groups: Sequence[Group], trace_input: TraceInput, allow_inexact: bool = False
 ) -> tuple[Group, ...] | None:
-    """The groups, with those left whole that the model's code does not let go; None if there are none.
+    """Return the groups, with those fixed that the model's code depends on; None if there are none.
 
-    Takes some forward passes in float64: twice the logarithm of the number of groups for each one
-    found. Of groups that can't be exact, where these are allowed, it is asked only that the model runs.
+    It takes some forward passes in float64: twice the logarithm of the number of groups for each one
+    found. For inexact groups, if these are allowed, it only checks that the model runs.
     """
     candidates = [i for i, g in enumerate(groups) if not g.fixed and g.units > 1]
     exact = [i for i in candidates if not groups[i].inexact]
@@ -73,7 +73,7 @@ def _bisect(
     trace_input: TraceInput,
     trial: Callable[[int], Indices],
 ) -> Mapping[int, str]:
-    """Which of ``some`` groups fail on their own, and why."""
+    """Return which of ``some`` groups fail on their own, with the reasons."""
     why = _try(model, groups, some, trace_input, trial) if some else ""
     if not why or len(some) == 1:
         return dict.fromkeys(some, why) if why else {}
@@ -89,9 +89,9 @@ def _try(
     trace_input: TraceInput,
     trial: Callable[[int], Indices],
 ) -> str:
-    """What goes wrong when ``trial``'s units of each of ``some`` groups go; empty if nothing does."""
+    """Return why removing the ``trial`` units of each of ``some`` groups fails; empty if it does not."""
     every = [np.arange(g.units) for g in groups]
-    # At least one stays: the last ones of a small group do not go.
+    # At least one unit stays, also of a small group.
     kept = tuple(
         np.delete(units, trial(len(units))[: len(units) - 1]) if i in some else units
         for i, units in enumerate(every)

@@ -1,4 +1,4 @@
-"""What is looked at before a model is pruned, and when a pruned one turns out wrong."""
+"""Checks of a model before it is pruned, and after its pruned copy failed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from d2prune.errors import MISFITS, PruneError, told
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises PruneError for a model without parameters or with ones not finite, and for TorchScript."""
+    """Raise PruneError if ``model`` has no parameters or non-finite tensors, or contains TorchScript."""
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule) and any(True for _ in module.parameters()):
             raise PruneError(
@@ -29,13 +29,13 @@ def check_model(model: nn.Module) -> None:
     layers = {name: module for name, module in model.named_modules() if is_layer(module)}
     statistics = ((f"{n}.{b}", t) for n, m in layers.items() for b, t in m.named_buffers(recurse=False))
     for name, tensor in (*model.named_parameters(), *statistics):
-        # A finite sum has finite terms, and is had in one pass.
+        # A finite sum has finite terms, and takes one pass.
         if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
             raise PruneError(f"{name} is not finite; refusing to prune")
 
 
 def check_inputs(model: nn.Module, trace_input: TraceInput) -> None:
-    """The model runs as it is: if not, that is what is wrong, and not the trace."""
+    """Raise PruneError if the unpruned model does not run on its input, with the model's own error."""
     try:
         with torch.no_grad():
             trace_input.outputs(in_float32(model))
@@ -50,7 +50,7 @@ def check_inputs(model: nn.Module, trace_input: TraceInput) -> None:
 
 
 def check_repeatable(model: nn.Module, trace_input: TraceInput) -> None:
-    """The model gives one output for one input: if not, no two models can be compared."""
+    """Raise PruneError if the model gives different outputs for one input, as no proof is possible then."""
     with torch.no_grad():
         one, two = (trace_input.outputs(in_float32(model)) for _ in range(2))
     for name, tensor in one.items():
@@ -63,7 +63,7 @@ def check_repeatable(model: nn.Module, trace_input: TraceInput) -> None:
 
 
 class _Weights(TorchFunctionMode):
-    """Layers that convolve by a tensor which is none of the model's parameters."""
+    """A function mode that collects layers which convolve with a tensor that is no parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class _Weights(TorchFunctionMode):
 
 
 def computing_weights(model: nn.Module, trace_input: TraceInput) -> set[str]:
-    """Convolutions that compute their weights from their parameters, as weight standardisation does."""
+    """Return the convolutions that compute their weights from parameters, as weight standardisation does."""
     model, mode = in_float32(model), _Weights()
     for name, module in model.named_modules():
         if is_layer(module):

@@ -1,4 +1,4 @@
-"""A plan carried out on a copy of a model: layers cut, and the numbers in its code brought in line."""
+"""Carrying out a plan on a copy of a model: cutting its layers and updating the numbers in its code."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def cut_by_plan(model: Model, plan: PrunePlan, trace_input: TraceInput) -> tuple[PruneSpec, Model]:
-    """The spec that carries out ``plan`` on ``model``, and a pruned copy; ``model`` is untouched.
+    """Return the spec that carries out ``plan`` on ``model``, and a pruned copy; ``model`` does not change.
 
     Raises:
-        MisfitError: if what is left does not run, or names numbers that can't be changed.
+        MisfitError: if the pruned copy does not run, or its code has numbers that can't be changed.
     """
     spec = dataclasses.replace(spec_of(plan, type(model).__name__, model), written_by=_versions())
     pruned = prune_further(copy.deepcopy(model), spec)
@@ -43,7 +43,7 @@ def cut_by_plan(model: Model, plan: PrunePlan, trace_input: TraceInput) -> tuple
 
 
 def misfit(error: Exception) -> MisfitError:
-    """What a pruned model that does not run is refused with."""
+    """Return the error to raise for a pruned model that does not run."""
     return MisfitError(
         f"the pruned model does not run: {told(error)} (its code may count on a width; "
         "keep the layers before that place whole with MODEL.PRUNING.PROTECT)",

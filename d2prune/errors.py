@@ -1,4 +1,4 @@
-"""The one error that users of the package are meant to catch, and those that it catches for them."""
+"""The one error that users of the package are meant to catch, and the errors that it replaces."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MISFITS = (
     TypeError,
     ValueError,
 )
-"""What a model's code raises when a width does not fit."""
+"""Errors that a model's code may raise when a width does not fit."""
 
 _PACKAGE = Path(__file__).parent
 _CALLS = ("__torch_function__", "__torch_dispatch__", "redo")  # where we make the calls of a model's code
 
 
 class PruneError(ValueError):
-    """A mistake in what was asked: names what was got, what is allowed, and the key, file or layer.
+    """A request that can't be met; the message gives the value, what is allowed, and the key, file or layer.
 
     Attributes:
         keys: the configuration keys that the message names, as it spells them ("MODEL.PRUNING.AMOUNT").
@@ -45,10 +45,10 @@ class PruneError(ValueError):
 
 
 def told(error: Exception) -> str:
-    """What an error that a model's code raised says; where it says nothing, its type and line.
+    """Return the message of an error that a model's code raised; if it is empty, its type and line.
 
     Raises:
-        AttributeError: ``error`` itself, where d2prune's own code raised it: a mistake of ours.
+        AttributeError: ``error`` itself, if d2prune's own code raised it, which is a bug in d2prune.
         TypeError: likewise.
     """
     last = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all."""
+"""Atomic writing of files: a file is written whole, or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO, Any
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
-    """Opens a temporary file that takes ``path``'s place when the block ends without an error.
+    """Open a temporary file that replaces ``path`` when the block ends without an error.
 
     Args:
         path: the file to write; its folder must exist.
@@ -34,7 +34,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
 
 
 def _umask() -> int:
-    """The process's umask, which mkstemp ignores; it can only be read by setting it."""
+    """Return the process's umask, which mkstemp ignores; it can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""What the lines of patches/ call from inside a fork of Detectron2 or AdelaiDet."""
+"""Functions that the lines of patches/ call from inside a fork of Detectron2 or AdelaiDet."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from d2prune.rebuild import rebuild, spec_of_model
 
 
 def fit_to_weights(model: nn.Module, cfg: CfgNode) -> None:
-    """Resizes a freshly built model to the widths of MODEL.WEIGHTS, if these are pruned; in place.
+    """Resize a freshly built model, in place, to the widths of MODEL.WEIGHTS, if these are pruned.
 
-    The file decides; MODEL.FINETUNE only insists on a pruned one. Weights are not loaded, no pickled
-    code is run, and files that are not on this machine are left to whoever loads them.
+    The file decides whether the model is pruned; MODEL.FINETUNE only requires that it is. Weights are not
+    loaded, no pickled code is run, and nothing is done for files that are not on this machine.
 
     Raises:
-        PruneError: with MODEL.FINETUNE if MODEL.WEIGHTS holds no spec; if it is of another model.
+        PruneError: with MODEL.FINETUNE if MODEL.WEIGHTS holds no spec; if its spec is of another model.
     """
     keys = cfg.MODEL.get("PRUNING", CfgNode())
     if spec_of_model(model) is not None or keys.get("BASE") or keys.get("TRUST_STRUCT"):
@@ -45,7 +45,7 @@ def fit_to_weights(model: nn.Module, cfg: CfgNode) -> None:
 
 
 def know_pruned_models(checkpointer: DetectionCheckpointer) -> None:
-    """Makes a checkpointer of any class a PruningCheckpointer, too, in place.
+    """Make a checkpointer of any class also a PruningCheckpointer, in place.
 
     It then writes ``prune_spec`` and ``struct`` of pruned models, and runs no code from files.
     """
@@ -53,11 +53,11 @@ def know_pruned_models(checkpointer: DetectionCheckpointer) -> None:
 
 
 def dense_outputs(model: nn.Module, images: Tensor) -> Mapping[str, Tensor]:
-    """The early way out of a forward: heads before any selection, by name, those of training included.
+    """Return the model's dense outputs by name, before any selection, those of training branches included.
 
     Args:
         model: of a class that has an adapter.
-        images: raw pixels (N, 3, H, W), 0..255; H and W multiples of the backbone's size_divisibility.
+        images: raw pixels (N, 3, H, W), 0..255; H and W multiples of the backbone's ``size_divisibility``.
 
     Raises:
         PruneError: if the model's class has no adapter.

@@ -1,4 +1,4 @@
-"""Detectron2 is optional: whether it is there, and what is said where it is needed and is not."""
+"""Whether the optional Detectron2 can be imported, and the error where it is needed and can't be."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from d2prune.errors import PruneError
 
 
 class MissingDetectron2Error(PruneError, ImportError):
-    """What was asked for needs Detectron2, which can't be imported."""
+    """A request that needs Detectron2, which can't be imported."""
 
 
 def _import_error(module: str) -> str:
-    """The first line of why ``import module`` fails; empty where it works."""
+    """Return the first line of the error that ``import module`` raises; empty if it works."""
     try:
         importlib.import_module(module)
     except ImportError as error:
@@ -25,7 +25,7 @@ HAS_DETECTRON2 = not WHY_NOT
 
 
 def needs_detectron2(what: str) -> MissingDetectron2Error:
-    """The error to raise where ``what`` is asked for without Detectron2."""
+    """Return the error to raise if ``what`` is asked for without Detectron2."""
     return MissingDetectron2Error(
         f"{what} needs Detectron2, which can't be imported ({WHY_NOT}): `pip install d2prune[detectron2]` "
         "brings all but Detectron2 itself, which `python tools/install_detectron2.py` installs"

@@ -1,4 +1,4 @@
-"""The proof of one prune: on which inputs, and in which parts."""
+"""The proof of one prune: which inputs it uses, and which part of an inexact plan it can prove."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from d2prune.cutting import cut_by_plan
 
 
 def changes_code(spec: PruneSpec) -> bool:
-    """Whether numbers in the model's code change, which may mean something else for another input."""
+    """Return whether numbers in the model's code change, so that other input sizes must be compared, too."""
     return bool(spec.code) or bool(spec.corrections)
 
 
 def proof_of(
     model: nn.Module, pruned: nn.Module, plan: PrunePlan, spec: PruneSpec, trace_input: TraceInput
 ) -> Proof:
-    """As :func:`d2prune.core.cut.proof.verify`; of an inexact plan, what is exact is proved by itself first.
+    """Prove a prune by :func:`d2prune.core.cut.proof.verify`; of an inexact plan first the exact part alone.
 
     Raises:
         MisfitError: if the exact part differs.

@@ -1,4 +1,4 @@
-"""One prune from end to end: trace, score, plan, cut, prove. The composition root of the core."""
+"""One prune from end to end: trace, score, plan, cut, prove. It calls the parts of the core in turn."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ from d2prune.rebuild import prune_further, spec_of_model
 
 Model = TypeVar("Model", bound=nn.Module)
 logger = logging.getLogger(__name__)
-ROUNDS = 4  # plans made, at most, until the cost that is measured is the one asked for
+ROUNDS = 4  # plans made, at most, until the measured cost is the requested one
 
 
 @dataclass(frozen=True, eq=False)
 class PruneResult(Generic[Model]):
-    """What :func:`prune` returns.
+    """The result of :func:`prune`.
 
     Attributes:
-        model: a new model; the one passed in is untouched.
-        spec: what was kept of the unpruned model, enough to rebuild it without tracing.
-        step: what was kept of the model passed in: ``spec`` itself, unless that was pruned before.
-        coverage: one row per layer, with the reason where it was left whole.
-        proof: None only with ``verify=False``.
+        model: a new model; the one passed in is not changed.
+        spec: the channels kept of the unpruned model, enough to rebuild the pruned one without tracing.
+        step: the channels kept of the model passed in: ``spec`` itself, unless that was pruned before.
+        coverage: one row per layer, with the reason if it was left whole.
+        proof: the proof; None only with ``verify=False``.
         before: parameters and MACs of the model passed in.
-        after: those of the pruned one, measured again, not predicted.
-        request: what was asked for.
-        reached: fraction of the request's target that went.
-        plan: which units of which groups stayed.
+        after: those of the pruned model, measured, not predicted.
+        request: the request.
+        reached: removed fraction of the request's target.
+        plan: the units that stayed of each group.
     """
 
     model: Model
@@ -85,31 +85,31 @@ def prune(
     input_size: tuple[int, int] | None = None,
     interactive: Review | None = None,
 ) -> PruneResult[Model]:
-    """Removes channels from a copy of ``model`` and proves that the rest computes the same.
+    """Remove channels from a copy of ``model`` and prove that the rest computes the same.
 
     Args:
         model: any module; the common Detectron2 and AdelaiDet architectures have adapters.
         amount: fraction of the whole model's ``target`` to REMOVE, 0 < amount < 1.
-        target: "channels", "params" or "macs": what ``amount`` counts.
+        target: what ``amount`` counts: "channels", "params" or "macs".
         criterion: name of a registered criterion, "torch_pruning.LAMPImportance" and the like, or an
             instance of torch-pruning's ``Importance``.
         allocation: "uniform" (the same fraction of every group) or "global" (lowest scores first).
         ratios: fractions of channels to remove, by shell-style pattern over dotted module names;
-            such groups take no part in the allocation.
+            such groups are left out of the allocation.
         protect: patterns of layers whose output channels stay.
         round_to: widths become multiples of this.
-        example_inputs: what to run, for models without an adapter: a tensor, or a tuple or dict of
+        example_inputs: the model's input, for models without an adapter: a tensor, or a tuple or dict of
             arguments. With an adapter: (N, 3, H, W) raw images in place of noise.
         forward_fn: ``forward_fn(model, example_inputs)``, returning the outputs that must be kept.
-        allow_inexact: prune also what can't be proved (channels under a LayerNorm).
-        verify: make the proof.
-        include: if given, only groups all of whose producers match one of these patterns.
-        max_ratio: largest fraction of any one group's channels.
+        allow_inexact: also prune what can't be proved (channels under a LayerNorm).
+        verify: whether to make the proof.
+        include: if given, only groups all of whose producers match one of these patterns are pruned.
+        max_ratio: largest fraction of any one group's channels to remove.
         input_size: (height, width) that costs are counted on; default 800 x 1344.
         interactive: called with a :class:`d2prune.core.plan.review.Proposal` for each group that may be
             pruned, before anything is cut. True or None accepts it, False leaves the group whole, and a
-            sequence of integers names the units to remove instead. Asked again if the plan turns out
-            not to run.
+            sequence of integers gives the units to remove instead. It is called again if the plan does
+            not run.
 
     Raises:
         PruneError: for a request that can't be met, a model that can't be traced, non-finite weights,
@@ -137,7 +137,7 @@ def prune_model(
     review: Review | None = None,
     criterion: Criterion | None = None,
 ) -> PruneResult[Model]:
-    """As :func:`prune`, from a request and a trace target; ``criterion`` in place of the one it names."""
+    """Prune as :func:`prune` does; ``criterion``, if given, replaces the one that ``request`` names."""
     check(request)
     criterion = criterion or criterion_of(request.criterion)
     check_model(model)
@@ -180,12 +180,12 @@ def _prune_groups(
         spec, pruned, after, reached = _carried_out(model, decided, costs, request, trace_input)
         if abs(reached - decided.reached) <= TOLERANCE or abs(reached - request.amount) <= TOLERANCE:
             break
-        # Some products of activations became cheaper, too, than the layers' widths foretold.
+        # Some products of activations became cheaper than the layers' widths predicted.
         asked = dataclasses.replace(asked, amount=asked.amount * request.amount / reached)
     if review is not None:
         decided = decide(decided, scores, limits, costs, request, review)
         spec, pruned, after, reached = _carried_out(model, decided, costs, request, trace_input)
-    # Factors of weights are exact in the proof's arithmetic only, so there they are applied in it.
+    # Factors on weights are exact in float64 only, so for the proof they are applied in it.
     exact = prune_further(copy.deepcopy(model).double(), spec) if spec.scales else pruned
     proof = proof_of(model, exact, decided, spec, trace_input) if prove else None
     rows = coverage(model, pruned, decided, costs)
@@ -209,14 +209,14 @@ def _prune_groups(
 def _carried_out(
     model: Model, decided: PrunePlan, costs: CostModel, request: Request, trace_input: TraceInput
 ) -> tuple[PruneSpec, Model, Totals, float]:
-    """The plan's spec, the model that is left, what it costs, and the fraction that this saves."""
+    """Carry out a plan; return its spec, the pruned model, its costs, and the fraction of costs saved."""
     spec, pruned = cut_by_plan(model, decided, trace_input)
     after = _measure_pruned(pruned, trace_input)
     return spec, pruned, after, _saved(costs.totals, after, request, decided.reached)
 
 
 def _saved(before: Totals, after: Totals, request: Request, planned: float) -> float:
-    """The fraction of the target's cost that went, as measured; as planned where channels are counted."""
+    """Return the removed fraction of the target's cost, as measured; for channels, as planned."""
     if request.target == "channels":
         return planned
     old, new = (getattr(totals, request.target) for totals in (before, after))
@@ -224,7 +224,7 @@ def _saved(before: Totals, after: Totals, request: Request, planned: float) -> f
 
 
 def find_groups(model: nn.Module, trace_input: TraceInput) -> tuple[Group, ...]:
-    """Groups of channels that go together; traced in float32 on a copy, autocast off."""
+    """Return the groups of channels that are cut together, traced in float32 on a copy."""
     return trace_groups(in_float32(model), trace_input.outputs)
 
 
@@ -258,9 +258,9 @@ def _measure_pruned(pruned: nn.Module, trace_input: TraceInput) -> Totals:
 
 
 def measure_model(model: nn.Module, trace_input: TraceInput) -> CostModel:
-    """Costs of one image; counted on the meta device, at no cost for any size, where the model runs there."""
+    """Measure the costs of one image, on the meta device (which takes no time) if the model runs there."""
     try:
         return measure(on_meta(model).eval(), trace_input.inference)
-    except MISFITS as error:  # .numpy() and .item() have nothing to give there
+    except MISFITS as error:  # .numpy() and .item() have no values there
         logger.info("counting on the model's own device: it does not run on meta (%s)", told(error))
         return measure(copy.deepcopy(model).eval(), trace_input.inference)

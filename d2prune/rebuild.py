@@ -1,4 +1,4 @@
-"""A freshly built model brought to a pruned model's widths; and the registry entry that does so."""
+"""Rebuilding: resizing a freshly built model to a pruned model's widths, by its spec."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def spec_of_model(model: nn.Module) -> PruneSpec | None:
-    """The spec that ``model`` was pruned or rebuilt by; None for an unpruned model."""
+    """Return the spec that ``model`` was pruned or rebuilt by; None for an unpruned model."""
     spec = getattr(model, SPEC, None)
     if isinstance(spec, dict):  # of an unpickled model
         return PruneSpec.from_dict(spec)
@@ -29,10 +29,10 @@ def spec_of_model(model: nn.Module) -> PruneSpec | None:
 
 
 def rebuild(model: Model, spec: PruneSpec) -> Model:
-    """Resizes an unpruned model to ``spec``, in place; kept channels keep their weights.
+    """Resize an unpruned model to ``spec``, in place; kept channels keep their weights.
 
     Nothing is traced and nothing unpickled. Layers that only training builds (a BlendMask's semantic
-    branch, with MODEL.BASIS_MODULE.LOSS_ON) may be missing, or new: new ones are cut to what they read.
+    branch, with MODEL.BASIS_MODULE.LOSS_ON) may be missing, or new; new ones are cut to fit their input.
 
     Raises:
         PruneError: if the spec was made for another model, or ``model`` is pruned already.
@@ -45,7 +45,7 @@ def rebuild(model: Model, spec: PruneSpec) -> Model:
 
 
 def prune_further(model: Model, spec: PruneSpec) -> Model:
-    """Cuts ``model``, pruned before or not, by a spec made for it as it is; in place."""
+    """Cut ``model``, pruned before or not, in place by a spec that was made for its present widths."""
     before = spec_of_model(model)
     return _apply(model, spec, _compose(model, before, spec) if before is not None else spec)
 
@@ -70,7 +70,7 @@ def _inside(model: nn.Module, branch: str) -> list[str]:
 
 
 def _compose(model: nn.Module, before: PruneSpec, spec: PruneSpec) -> PruneSpec:
-    """``before``, then ``spec``; training-only layers may have come or gone since ``before``."""
+    """Compose ``before`` and ``spec``; training-only layers may have been added or dropped since."""
     if before.corrections:
         raise PruneError(
             f"this {before.base} was pruned by a spec of version 1, whose corrections can't be pruned "
@@ -91,7 +91,7 @@ def _compose(model: nn.Module, before: PruneSpec, spec: PruneSpec) -> PruneSpec:
 
 
 def _fit(model: nn.Module, spec: PruneSpec, branches: Mapping[str, str]) -> PruneSpec:
-    """The part of ``spec`` that concerns ``model``, with its new training-only layers added."""
+    """Return the part of ``spec`` for layers that ``model`` has, with its new training-only layers added."""
     present = {name: module for name, module in model.named_modules()}
 
     def missing(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""A tensor-in, tensor-out view of a model, for people who drive torch-pruning (or torch.fx) themselves."""
+"""A tensor-in, tensor-out view of a model, for use with torch-pruning (or torch.fx) directly."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from d2prune.pruning import find_groups
 
 
 class Dense(nn.Module):
-    """``dense(images)`` gives the model's dense outputs, differentiable, training branches included.
+    """A module that returns a model's dense outputs, differentiable, training branches included.
 
-    Without an adapter it takes what ``example_inputs`` was: a tensor, or a tuple or dict of arguments.
+    Without an adapter it takes input of the kind of ``example_inputs``: a tensor, tuple or dict.
 
     Attributes:
-        model: the model itself, taken apart: what is cut here is cut there.
+        model: the model itself, not a copy, with fused layers taken apart.
         names: names of the outputs, in order.
         output_layers: the layers whose channels are the outputs: torch-pruning's ``ignored_layers``.
     """
@@ -33,7 +33,7 @@ class Dense(nn.Module):
         self._trace_input = trace_input
 
     def forward(self, images: Any) -> tuple[Tensor, ...]:
-        """Maps (N, 3, H, W) raw pixels, 0..255, to the outputs called :attr:`names`."""
+        """Map (N, 3, H, W) raw pixels, 0..255, to the outputs called :attr:`names`."""
         outputs: Mapping[str, Tensor] = self._trace_input.dense(self.model, images)
         self.names = tuple(outputs)
         return tuple(outputs.values())
@@ -43,7 +43,7 @@ class Dense(nn.Module):
 def traceable(
     model: nn.Module, example_inputs: Any = None, forward_fn: Callable[[nn.Module, Any], Any] | None = None
 ) -> Iterator[Dense]:
-    """Takes fused convolutions and frozen norms of ``model`` apart, in place, and undoes it at the end.
+    """Take fused convolutions and frozen norms of ``model`` apart, in place; undo it at the end.
 
     Inside, every float parameter requires a gradient and the model is in eval mode. Widths changed
     inside are kept.
@@ -55,11 +55,11 @@ def traceable(
 
     Args:
         model: any module.
-        example_inputs: what to run, for models without an adapter, as for :func:`d2prune.prune`.
-        forward_fn: ``forward_fn(model, example_inputs)``, returning the outputs that count.
+        example_inputs: the model's input, for models without an adapter, as for :func:`d2prune.prune`.
+        forward_fn: ``forward_fn(model, example_inputs)``, returning the outputs to trace from.
 
     Raises:
-        PruneError: if no adapter is registered for the model's class and there are no example_inputs.
+        PruneError: without ``example_inputs``, if the model has no adapter and does not run on images.
     """
     trace_input = TraceInput(model, example_inputs, forward_fn)
     fixed = [group for group in find_groups(model, trace_input) if group.fixed.startswith(OUTPUT)]

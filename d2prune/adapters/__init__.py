@@ -1,4 +1,4 @@
-"""One class per meta-architecture, owning all its special cases."""
+"""Adapters: one class per meta-architecture, with all its special cases."""
 
 from d2prune.adapters.base import Adapter, find_adapter, register_adapter
 from d2prune.adapters.images import padding_step

@@ -1,4 +1,4 @@
-"""What d2prune must know of a meta-architecture, and nothing else knows."""
+"""The base class and the registry of adapters, which know what is special about a meta-architecture."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ Class = TypeVar("Class", bound=type)
 
 
 class Adapter:
-    """Runs a model densely: images in, tensors out, no boxes, no sorting, no thresholds.
+    """A way to run a model densely: images in, tensors out, no boxes, no sorting, no thresholds.
 
     Subclass it for a meta-architecture and decorate it with ``@register_adapter(MyMetaArch)``; only
     :meth:`dense` must be written.
     """
 
     old_names: ClassVar[Mapping[str, str]] = {}
-    """Parts of parameter names that older checkpoints have, and what they are now."""
+    """Parts of parameter names in older checkpoints, and their present names."""
 
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
-        """Everything that the model computes from images before any discrete choice, by name.
+        """Return, by name, the tensors that the model computes from images before any discrete choice.
 
         Args:
             model: an instance of the registered class, in eval mode, on any device, in any float dtype.
             images: (N, 3, H, W) raw pixels in the model's own channel order, 0..255.
-            training_branches: include branches that only run in training. They are left out when
-                costs are counted, and must be in when a graph is traced: a branch that is not
-                traced is not pruned, and training breaks.
+            training_branches: whether to include branches that only run in training. They are left
+                out when costs are counted, and must be included when a graph is traced: a branch that
+                is not traced is not pruned, and training breaks.
         """
         raise NotImplementedError
 
     def training_only(self, model: nn.Module) -> Mapping[str, str]:
-        """Layers that only some training settings build, each with the layer whose output it reads.
+        """Return layers that only some training settings build, each with the layer whose output it reads.
 
         Such layers may be absent, or new, when a pruned checkpoint is loaded under another setting.
         """
         return {}
 
     def after_resize(self, model: nn.Module) -> None:
-        """Brings integers that repeat a width up to date; by itself those of backbones and FPNs."""
+        """Update integers that repeat a width; the default updates those of backbones and FPNs."""
         if HAS_DETECTRON2:  # only its backbones repeat their widths
             from d2prune.adapters.shapes import refresh_shapes
 
@@ -54,9 +54,9 @@ _ADAPTERS: dict[type | str, Adapter] = {}
 
 
 def register_adapter(*classes: type | str) -> Callable[[Class], Class]:
-    """Class decorator: the adapter serves these model classes and their subclasses.
+    """Return a class decorator that registers an adapter for model classes and their subclasses.
 
-    A class may be given as its dotted path, where importing it has a cost or may fail. The latest
+    A class may be given as its dotted path, if importing it has a cost or may fail. The latest
     registration of a class wins, so that a user can replace an adapter.
     """
 
@@ -69,13 +69,13 @@ def register_adapter(*classes: type | str) -> Callable[[Class], Class]:
 
 
 def find_adapter(model: nn.Module) -> Adapter | None:
-    """The adapter of the nearest class in the model's method resolution order."""
+    """Return the adapter of the nearest class in the model's method resolution order; None without one."""
     keys = (key for cls in type(model).__mro__ for key in (cls, f"{cls.__module__}.{cls.__qualname__}"))
     return next((_ADAPTERS[key] for key in keys if key in _ADAPTERS), None)
 
 
 def unknown(part: nn.Module | None, role: str, expected: str) -> PruneError:
-    """The refusal of a model whose ``part`` is none that its adapter can run."""
+    """Return the error to raise for a model whose ``part`` its adapter can't run."""
     return PruneError(
         f"no adapter knows the {role} {type(part).__name__}; expected {expected}: pass example_inputs= and "
         "forward_fn=, or register an adapter for the model"
@@ -83,7 +83,7 @@ def unknown(part: nn.Module | None, role: str, expected: str) -> PruneError:
 
 
 def flatten(value: Any, name: str = "output") -> dict[str, Tensor]:
-    """Names every float tensor of a nested result: "output", "output.0", "output.boxes", and so on."""
+    """Return the float tensors of a nested result by name: "output", "output.0", "output.boxes", ..."""
     if isinstance(value, Tensor):
         return {name: value} if value.is_floating_point() else {}
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""AdelaiDet's OneStageRCNN: a one-stage detector with a second stage, which BAText (ABCNet) is."""
+"""AdelaiDet's OneStageRCNN, a one-stage detector with a second stage: BAText (ABCNet) is one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from d2prune.adapters.rois import TRACED, fixed_boxes, pool
 
 @register_adapter("adet.modeling.one_stage_detector.OneStageRCNN")
 class OneStageRCNNAdapter(Adapter):
-    """Text is read from fixed boxes in place of Bezier curves (Liu et al., arXiv 2002.10200).
+    """The adapter of OneStageRCNN; text is read from fixed boxes instead of Bezier curves.
 
-    The recurrent part of the recognizer is left whole.
+    The recurrent part of the recognizer is left whole (Liu et al., arXiv 2002.10200).
     """
 
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
@@ -36,7 +36,7 @@ class OneStageRCNNAdapter(Adapter):
 
 
 def _text(heads: Any, features: Mapping[str, Tensor], boxes: Tensor, counting: bool) -> Tensor:
-    """(T, R, V) scores of each character of the texts in boxes (R, 5)."""
+    """Return the (T, R, V) scores of each character of the texts in boxes (R, 5)."""
     levels = [features[name] for name in heads.in_features]
     if heads.coordconv:
         levels = [level + heads.mask_head(level) for level in levels]
@@ -49,7 +49,7 @@ def _text(heads: Any, features: Mapping[str, Tensor], boxes: Tensor, counting: b
 
 
 def _spelled(attention: Any, columns: Tensor, steps: int) -> Tensor:
-    """Reads one character after the other, always as if the one before had been the first of all."""
+    """Return the scores of ``steps`` characters, each read as if the one before had class 0."""
     regions = columns.shape[1]
     state = columns.new_zeros(1, regions, attention.hidden_size)
     before = torch.zeros(regions, dtype=torch.long, device=columns.device)

@@ -14,9 +14,9 @@ from d2prune.adapters.one_stage import fcos_outputs
 
 @register_adapter("adet.modeling.condinst.condinst.CondInst")
 class CondInstAdapter(FCOSAdapter):
-    """Stops before the filters that the controller makes for each instance are laid over the mask features.
+    """The adapter of CondInst; it stops before each instance's filter is applied to the mask features.
 
-    Both are outputs: how many numbers a filter has is fixed by the config (Tian et al., arXiv 2003.05664).
+    Both are outputs: the config fixes how many numbers a filter has (Tian et al., arXiv 2003.05664).
     """
 
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
@@ -30,7 +30,7 @@ class CondInstAdapter(FCOSAdapter):
         return outputs
 
     def training_only(self, model: nn.Module) -> Mapping[str, str]:
-        """The semantic branch exists with MODEL.CONDINST.MASK_BRANCH.SEMANTIC_LOSS_ON only."""
+        """Return the semantic branch's layers: only MODEL.CONDINST.MASK_BRANCH.SEMANTIC_LOSS_ON builds it."""
         level = model.mask_branch.in_features[0].removeprefix("p")
         return {
             "mask_branch.seg_head": f"backbone.fpn_output{level}",

@@ -15,7 +15,7 @@ from d2prune.modeling import BlendMask, OneStageDetector
 
 @register_adapter(OneStageDetector)
 class FCOSAdapter(Adapter):
-    """Names its outputs as AdelaiDet's ONNX export does: ``P3/logits``, ``P3/bbox_reg`` and so on."""
+    """The adapter of OneStageDetector; outputs are named as in AdelaiDet's ONNX export (``P3/logits``)."""
 
     old_names: ClassVar[Mapping[str, str]] = {".centerness.": ".ctrness."}
 
@@ -27,7 +27,7 @@ class FCOSAdapter(Adapter):
 
 @register_adapter(BlendMask)
 class BlendMaskAdapter(FCOSAdapter):
-    """Adds the bases, the attention (``top_feats``), and the branches that only training runs."""
+    """The adapter of BlendMask: FCOS, the bases, the attention (``top_feats``), and training's branches."""
 
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
         """See :meth:`Adapter.dense`."""
@@ -42,10 +42,10 @@ class BlendMaskAdapter(FCOSAdapter):
         return outputs
 
     def training_only(self, model: nn.Module) -> Mapping[str, str]:
-        """The semantic branch exists with MODEL.BASIS_MODULE.LOSS_ON only."""
+        """Return the semantic branch, which only MODEL.BASIS_MODULE.LOSS_ON builds."""
         return {"basis_module.seg_head": f"backbone.fpn_output{_seg_feature(model).removeprefix('p')}"}
 
 
 def _seg_feature(model: nn.Module) -> str:
-    """The level that the semantic branch reads; AdelaiDet's always reads the first."""
+    """Return the level that the semantic branch reads; AdelaiDet's always reads the first."""
     return str(getattr(model.basis_module, "seg_feature", model.basis_module.in_features[0]))

@@ -1,4 +1,4 @@
-"""Meta-architectures that no adapter is registered for: pruned as far as can be told without one."""
+"""The adapter of models without a registered one, which prunes inside their backbone and dense heads."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from d2prune.errors import PruneError
 
 logger = logging.getLogger(__name__)
 OBSERVED = 2
-"""Images in the batch that a model is observed on: what has as many rows is made before any choice."""
+"""Images in the batch that a model is observed on; tensors with as many rows are taken as dense."""
 
 
 class GenericAdapter(Adapter):
-    """Runs a model as it runs itself, and prunes inside its *parts*.
+    """An adapter that runs a model's own ``forward``, and prunes inside its *parts*.
 
-    These are the largest modules that make tensors of tensors for every image: a backbone, a dense head.
-    What comes out of a part stays whole, so whatever else reads it, in training too, still fits.
+    Parts are the largest modules that map tensors to tensors with one row per image, such as a backbone
+    or a dense head. A part's outputs stay whole, so whatever reads them, in training too, still fits.
     """
 
     calls: Mapping[str, int]
@@ -41,8 +41,8 @@ class GenericAdapter(Adapter):
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
         """See :meth:`Adapter.dense`.
 
-        The run ends with the last part. What comes after it is not counted either: how often it runs
-        hangs on the picture.
+        The run ends with the last part. What comes after it is not counted either, because how often it
+        runs depends on the image.
         """
         found: dict[str, Tensor] = {}
         seen: Counter[str] = Counter()
@@ -63,16 +63,16 @@ class GenericAdapter(Adapter):
 
 
 class _AllSeenError(Exception):
-    """Ends a run early: what comes after the last part may be thresholds, sorting and NMS."""
+    """The signal that ends a run after the last part, before any thresholds, sorting and NMS."""
 
 
 def generic_adapter(model: nn.Module) -> GenericAdapter:
-    """Observes one run of a copy of ``model`` to find its parts; these must run in float64, too, for proofs.
+    """Find the parts of ``model`` by observing a run of a copy; they must run in float64, too, for proofs.
 
-    It is called as Detectron2 calls models, with a list of dicts; where that fails, its ``backbone`` alone.
+    The copy is called with a list of dicts, as Detectron2 calls models; if that fails, its backbone alone.
 
     Raises:
-        PruneError: if neither runs.
+        PruneError: if neither runs, or no parts are found.
     """
     name, failed = type(model).__name__, ""
     has_backbone = isinstance(getattr(model, "backbone", None), nn.Module)
@@ -110,13 +110,13 @@ def _run_backbone(model: nn.Module, images: Tensor) -> object:
 
 
 def _ready(model: nn.Module) -> tuple[nn.Module, Tensor]:
-    """The model, and the images that it is observed on."""
+    """Return the model, and the images that it is observed on."""
     parameter = next(model.parameters())
     return model, random_images(PROOF_SIZE, OBSERVED).to(parameter.device, parameter.dtype)
 
 
 def _observe(model: nn.Module, run: Callable[[nn.Module, Tensor], object]) -> dict[str, int]:
-    """The parts of a model, in the order in which they end, and how often each is called."""
+    """Return how often each part of a model is called, in the order in which the parts first end."""
     dense: dict[str, bool] = {}
     calls: Counter[str] = Counter()
 
@@ -152,7 +152,7 @@ def _gives_maps(output: Any) -> bool:
 
 @contextmanager
 def _hooked(modules: Mapping[str, nn.Module], note: Callable[[str, Any, Any], None]) -> Iterator[None]:
-    """Calls ``note(path, inputs, output)`` after every call of these modules."""
+    """Call ``note(path, inputs, output)`` after every call of these modules while the context lasts."""
 
     def hook(path: str) -> Callable[..., None]:
         return lambda module, args, kwargs, output: note(path, (args, kwargs), output)

@@ -1,4 +1,4 @@
-"""Raw images, and the way from them to a backbone's features, as Detectron2's meta-architectures go it."""
+"""Raw images, and their way to a backbone's features as in Detectron2's meta-architectures."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ TEST_SIZE: Size = (800, 1344)
 
 
 def random_images(size: Size, count: int = 1) -> Tensor:
-    """(count, 3, H, W) noise of 0..255, the same each time."""
+    """Return (count, 3, H, W) noise of 0..255, the same each time."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(count, 3, *size, generator=generator) * 255
 
 
 def normalized(model: nn.Module, images: Tensor) -> Tensor:
-    """(N, 3, H, W) raw pixels less the model's mean, by its standard deviation."""
+    """Return (N, 3, H, W) raw pixels minus the model's mean, divided by its standard deviation."""
     if hasattr(model, "normalizer"):
         # AdelaiDet hides mean and std in a lambda: float32, on the device the model was built for.
         # Counting on meta needs no values, other dtypes a cast.
@@ -34,16 +34,16 @@ def normalized(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def padding_step(model: nn.Module) -> int:
-    """What Detectron2's models pad height and width to a multiple of, in pixels; 1 without a backbone."""
+    """Return the pixels that height and width are padded to a multiple of; 1 if the backbone needs none."""
     backbone = getattr(model, "backbone", None)
     step = getattr(backbone, "size_divisibility", 0)
     return int(getattr(backbone, "padding_constraints", {}).get("size_divisibility", step)) or 1
 
 
 def padded(model: nn.Module, images: Tensor) -> Tensor:
-    """Normalizes (N, 3, H, W) raw pixels, and pads to the multiple that the backbone's levels need.
+    """Normalize (N, 3, H, W) raw pixels, and pad them to the multiple that the backbone's levels need.
 
-    Squares, to which some backbones pad besides, are left out: they only make a proof slow.
+    The padding to squares that some backbones ask for is left out: it only makes proofs slow.
     """
     step = padding_step(model)
     below, right = (-size % step for size in images.shape[-2:])
@@ -51,5 +51,5 @@ def padded(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def features_of(model: nn.Module, images: Tensor) -> Mapping[str, Tensor]:
-    """The backbone's feature maps of raw images, by name."""
+    """Return the backbone's feature maps of raw images, by name."""
     return model.backbone(padded(model, images))

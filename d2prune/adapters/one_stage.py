@@ -1,6 +1,6 @@
 """Dense heads of AdelaiDet's one-stage detectors: FCOS, and MEInst and FCPose, which build on it.
 
-They are told apart by what they hold, so AdelaiDet need not be imported.
+They are told apart by their attributes, so AdelaiDet need not be imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Features = Mapping[str, Tensor]
 
 
 def head_outputs(generator: nn.Module, features: Features, training_branches: bool) -> dict[str, Tensor]:
-    """What a OneStageDetector's proposal generator predicts, level by level: ``P3/logits``, ..."""
+    """Return the predictions of a OneStageDetector's proposal generator by level: ``P3/logits``, ..."""
     if hasattr(generator, "fcpose_head"):
         return _fcpose_outputs(generator, features, training_branches)
     if hasattr(generator, "MEInst_head"):
@@ -31,7 +31,7 @@ def head_outputs(generator: nn.Module, features: Features, training_branches: bo
 
 
 def fcos_outputs(generator: nn.Module, features: Features, top_layer: nn.Module | None) -> dict[str, Tensor]:
-    """An FCOS head's outputs; ``top_feats`` is what ``top_layer`` makes of its box tower."""
+    """Return an FCOS head's outputs; ``top_feats`` is the output of ``top_layer`` on its box tower."""
     lists = generator.fcos_head(_levels(generator, features), top_layer, False)
     return _by_level(generator.in_features, dict(zip(HEADS, lists[:4], strict=True)))
 
@@ -41,7 +41,7 @@ def _levels(generator: nn.Module, features: Features) -> list[Tensor]:
 
 
 def _by_level(levels: Iterable[str], heads: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
-    """A head that gives nothing (no top layer, say) adds nothing."""
+    """Return the heads' tensors as ``LEVEL/head``; a head without tensors adds nothing."""
     return {
         f"{level.upper()}/{head}": tensor
         for head, tensors in heads.items()
@@ -50,9 +50,9 @@ def _by_level(levels: Iterable[str], heads: Mapping[str, list[Tensor]]) -> dict[
 
 
 def _fcpose_outputs(generator: nn.Module, features: Features, training_branches: bool) -> dict[str, Tensor]:
-    """FCPose (Mao et al., arXiv 2105.14185): filters for each person from 3 x 3 places of the box tower.
+    """Return the outputs of FCPose (Mao et al., arXiv 2105.14185), with the filters of each person.
 
-    All places are traced; counted are as many as detections are kept.
+    All places are traced; costs are counted on as many places as detections are kept.
     """
     outputs = fcos_outputs(generator.fcos, features, generator.top_module)
     places = [outputs.pop(name) for name in list(outputs) if name.endswith("/top_feats")]

@@ -1,7 +1,7 @@
 """PointRend's heads: a coarse prediction, refined point by point from fine features.
 
-Which points are refined is a choice by uncertainty; here they are a grid. A point reads channels as any
-other does. Nothing is imported: Detectron2's project needs OpenCV, and who built the model has it.
+PointRend chooses the points to refine by uncertainty; here they are a grid, because every point reads the
+same channels. Detectron2's project is not imported, as it needs OpenCV.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TRACED_POINTS = 16
 def mask_outputs(
     head: nn.Module, features: Mapping[str, Tensor], boxes: Tensor, counting: bool
 ) -> dict[str, Tensor]:
-    """The outputs of a (Implicit)PointRendMaskHead on boxes (R, 5)."""
+    """Return the outputs of a PointRendMaskHead or ImplicitPointRendMaskHead on boxes (R, 5)."""
     scales = head._feature_scales
 
     def pooled(names: list[str], height: int, width: int) -> Tensor:
@@ -41,7 +41,7 @@ def mask_outputs(
 
 
 def semantic_outputs(head: nn.Module, features: Mapping[str, Tensor], counting: bool) -> dict[str, Tensor]:
-    """The outputs of a PointRendSemSegHead."""
+    """Return the outputs of a PointRendSemSegHead."""
     coarse = head.coarse_sem_seg_head.layers(features)
     count = head.subdivision_steps * head.subdivision_num_points if counting else TRACED_POINTS
     read = [_points(features[name], count) for name in head.in_features]
@@ -50,5 +50,5 @@ def semantic_outputs(head: nn.Module, features: Mapping[str, Tensor], counting: 
 
 
 def _points(maps: Tensor, count: int) -> Tensor:
-    """(N, C, count) of (N, C, H, W)."""
+    """Return (N, C, count) values of (N, C, H, W), read at as many points."""
     return F.interpolate(maps, size=(count, 1), mode="bilinear", align_corners=False).squeeze(-1)

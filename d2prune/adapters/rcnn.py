@@ -1,4 +1,4 @@
-"""R-CNNs of Detectron2: GeneralizedRCNN, ProposalNetwork, PanopticFPN, with any of its heads."""
+"""R-CNNs of Detectron2: GeneralizedRCNN, ProposalNetwork and PanopticFPN, with any of its heads."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from d2prune.adapters.roi_heads import roi_outputs
 from d2prune.adapters.segmentation import semantic_outputs
 
 PRECOMPUTED = 1000
-"""Boxes an image where no proposal network runs: Detectron2's PRECOMPUTED_PROPOSAL_TOPK_TEST."""
+"""Boxes per image if no proposal network runs: Detectron2's PRECOMPUTED_PROPOSAL_TOPK_TEST."""
 
 
 @register_adapter(GeneralizedRCNN, ProposalNetwork)
 class RCNNAdapter(Adapter):
-    """Stops before proposals are chosen; heads that work on regions run on fixed boxes.
+    """The adapter of R-CNNs; it stops before proposals are chosen, and runs heads for regions on fixed boxes.
 
     A PanopticFPN is a GeneralizedRCNN with a semantic head.
     """
@@ -38,7 +38,7 @@ class RCNNAdapter(Adapter):
         return outputs
 
     def after_resize(self, model: nn.Module) -> None:
-        """Tells the widths of the backbone and of the box heads anew."""
+        """Update the widths that the backbone and the box heads report."""
         super().after_resize(model)
         for head in model.modules():
             if isinstance(head, FastRCNNConvFCHead):
@@ -48,7 +48,7 @@ class RCNNAdapter(Adapter):
 def _proposal_outputs(
     generator: nn.Module | None, features: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], int]:
-    """The proposal network's outputs, and how many proposals an image it passes on at inference."""
+    """Return the proposal network's outputs, and the number of proposals per image at inference."""
     if generator is None:
         return {}, PRECOMPUTED
     if not isinstance(generator, RPN):

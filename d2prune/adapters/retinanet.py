@@ -16,7 +16,7 @@ HEADS = ("logits", "deltas", "centerness")
 
 @register_adapter(DenseDetector)
 class DenseDetectorAdapter(Adapter):
-    """Everything a dense detector's head gives, level by level: ``p3/logits``, ``p3/deltas``, ..."""
+    """The adapter of dense detectors; outputs are the head's, by level: ``p3/logits``, ``p3/deltas``, ..."""
 
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
         """See :meth:`Adapter.dense`."""

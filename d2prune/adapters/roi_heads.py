@@ -1,4 +1,4 @@
-"""Heads that work on regions: box, mask and keypoint heads, cascades, and C4's shared res5."""
+"""Heads that work on regions: box, mask and keypoint heads, cascades, and the shared res5 of C4 models."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Features = Mapping[str, Tensor]
 
 
 def roi_outputs(heads: nn.Module, features: Features, images: Tensor, proposals: int) -> dict[str, Tensor]:
-    """Every output of the ROI heads on fixed boxes.
+    """Return all outputs of the ROI heads on fixed boxes.
 
     Args:
-        heads: a ``StandardROIHeads`` (cascades are), or a ``Res5ROIHeads``.
-        features: the backbone's, by name.
+        heads: a ``StandardROIHeads`` (as cascades are), or a ``Res5ROIHeads``.
+        features: the backbone's feature maps, by name.
         images: (N, 3, H, W), padded.
-        proposals: boxes an image for the box head, when costs are counted; the mask and keypoint heads
-            then get as many as detections are kept. 0: a few for both.
+        proposals: when costs are counted, boxes per image for the box head; the mask and keypoint heads
+            then get as many as detections are kept. With 0 all heads get a few boxes.
     """
     detections = detections_per_image(heads, proposals) if proposals else TRACED
     first, last = fixed_boxes(images, proposals or TRACED), fixed_boxes(images, detections)
@@ -40,12 +40,12 @@ def roi_outputs(heads: nn.Module, features: Features, images: Tensor, proposals:
 
 
 def stages(part: Any) -> list[Any]:
-    """A cascade's heads in order; otherwise the only one."""
+    """Return a cascade's heads in order; otherwise the only one."""
     return list(part) if isinstance(part, nn.ModuleList) else [part]
 
 
 def detections_per_image(heads: nn.Module, proposals: int) -> int:
-    """TEST.DETECTIONS_PER_IMAGE of a built model; all proposals where it is unlimited."""
+    """Return TEST.DETECTIONS_PER_IMAGE of a built model; ``proposals`` if it is unlimited."""
     kept = stages(heads.box_predictor)[-1].test_topk_per_image
     return kept if kept >= 0 else proposals
 

@@ -1,8 +1,8 @@
-"""Regions of interest without choosing any: fixed boxes, pooled alike on every device and dtype.
+"""Fixed boxes in place of chosen regions, pooled in the same way on every device and dtype.
 
-A proof must not hang on a sort or a threshold, so heads that work on regions get boxes that only
-depend on the image's size. Pooling keeps channels apart, whatever its kind, so one kind serves for all,
-and every box reads every level: no level goes unused on a small image.
+A proof must not depend on a sort or a threshold, so heads that work on regions get boxes that depend
+only on the image's size. Pooling of any kind works on each channel alone, so one kind serves for all,
+and every box reads every level, so that no level is unused on a small image.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 TRACED = 8
-"""Boxes an image while graphs are traced and proofs made: some for each level of any pyramid."""
+"""Boxes per image for tracing and proofs."""
 
 
 def fixed_boxes(images: Tensor, count: int) -> Tensor:
-    """``count`` boxes of various sizes inside each image.
+    """Return ``count`` boxes of various sizes inside each image.
 
     Args:
-        images: (N, C, H, W), whose size, device and dtype the boxes take.
-        count: boxes an image.
+        images: (N, C, H, W), which give the boxes' size, device and dtype.
+        count: boxes per image.
 
     Returns:
         (N * count, 5): the image's index, x0, y0, x1, y1 in pixels.
@@ -40,12 +40,12 @@ def fixed_boxes(images: Tensor, count: int) -> Tensor:
 
 
 def pool(pooler: ROIPooler, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
-    """(R, C, h, w): the sum over all levels of what ``boxes`` (R, 5) hold of (N, C, H, W) features."""
+    """Return (R, C, h, w): (N, C, H, W) features pooled in ``boxes`` (R, 5), summed over all levels."""
     levels = zip(pooler.level_poolers, features, strict=True)
     pooled = [sample(feature, boxes, level.spatial_scale, pooler.output_size) for level, feature in levels]
     return functools.reduce(torch.add, pooled)
 
 
 def sample(feature: Tensor, boxes: Tensor, scale: float, size: Sequence[int]) -> Tensor:
-    """(R, C, h, w): a feature map of stride 1 / ``scale`` read at a grid of ``size`` (h, w) in each box."""
+    """Return (R, C, h, w): a feature map of stride 1 / ``scale`` at a grid of ``size`` (h, w) per box."""
     return roi_align(feature, boxes, size, scale, sampling_ratio=1, aligned=True)

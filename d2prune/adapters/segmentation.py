@@ -16,7 +16,7 @@ from d2prune.adapters.images import features_of
 
 @register_adapter(SemanticSegmentor)
 class SemanticSegmentorAdapter(Adapter):
-    """The semantic head's logits at its own stride; upsampling them mixes no channels."""
+    """The adapter of semantic segmentors; outputs are logits before upsampling, which mixes no channels."""
 
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
         """See :meth:`Adapter.dense`."""
@@ -27,7 +27,7 @@ class SemanticSegmentorAdapter(Adapter):
 
 @register_adapter("detectron2.projects.panoptic_deeplab.panoptic_seg.PanopticDeepLab")
 class PanopticDeepLabAdapter(SemanticSegmentorAdapter):
-    """Adds the centers and the offsets of instances."""
+    """The adapter of Panoptic-DeepLab: semantic logits, and centers and offsets of instances."""
 
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
         """See :meth:`Adapter.dense`."""
@@ -38,7 +38,7 @@ class PanopticDeepLabAdapter(SemanticSegmentorAdapter):
 
 
 def semantic_outputs(head: nn.Module, features: Mapping[str, Tensor], counting: bool) -> dict[str, Tensor]:
-    """The logits of a semantic head, and of the points that PointRend refines."""
+    """Return the logits of a semantic head, and for PointRend those of its points."""
     if hasattr(head, "coarse_sem_seg_head"):
         return point_rend.semantic_outputs(head, features, counting)
     if hasattr(head, "layers"):
@@ -50,10 +50,10 @@ def semantic_outputs(head: nn.Module, features: Mapping[str, Tensor], counting: 
 
 @contextmanager
 def pooled_whole(model: nn.Module) -> Iterator[None]:
-    """Lets ASPP pool the whole image for the time being.
+    """Make ASPP modules pool the whole image while the context lasts.
 
-    Built with a crop size, it pools windows of that size and refuses images that are no multiple of
-    it, as the small ones of proofs are. Either way every channel is pooled by itself.
+    Built with a crop size, ASPP pools windows of that size and refuses images that are no multiple of it,
+    such as the small ones of proofs. Either way every channel is pooled alone.
     """
     windows = [m for m in model.modules() if isinstance(m, ASPP) and m.pool_kernel_size is not None]
     pools = [(aspp, aspp.pool_kernel_size, aspp.convs[-1][0]) for aspp in windows]

@@ -1,4 +1,4 @@
-"""Backbones tell their widths as integers; after a cut these must be told again."""
+"""Updates, after a cut, of the widths that backbones report as integers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def refresh_shapes(model: nn.Module) -> None:
-    """Brings ``output_shape()`` of every backbone in ``model`` up to date, and what else repeats a width."""
+    """Update ``output_shape()`` of every backbone in ``model``, and other integers that repeat a width."""
     for module in model.modules():
         if isinstance(module, CNNBlockBase):
             _refresh_block(module)
@@ -36,14 +36,14 @@ def refresh_shapes(model: nn.Module) -> None:
 
 
 def _refresh_block(block: nn.Module) -> None:
-    # Blocks register a shortcut first and what makes their output last.
+    # Blocks register a shortcut first, and the convolution that makes their output last.
     convs = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
     if convs:
         block.in_channels, block.out_channels = convs[0].in_channels, convs[-1].out_channels
 
 
 def _refresh_bifpn(level: nn.Module) -> None:
-    """Its forward asks at run time which inputs have ``out_channels`` already and need no lateral layer."""
+    """Update a BiFPN's width; raise PruneError if a lateral layer reads as many, as it is then skipped."""
     outputs = [m for n, m in level.named_children() if n.startswith("outputs_")]
     level.out_channels = outputs[0].out_channels
     for name, lateral in level.named_children():
@@ -72,9 +72,9 @@ def _refresh_fpn(fpn: nn.Module) -> None:
 
 
 def _ask(backbone: nn.Module) -> None:
-    """Any other backbone runs on the meta device, where nothing is computed, to show its widths."""
+    """Update any other backbone's widths by a run on the meta device, where nothing is computed."""
     ghost = on_meta(backbone).eval()
-    # Modules need not be registered in the order of their use; what reads pictures reads few channels.
+    # Modules need not be registered in the order of their use; what reads images reads few channels.
     asked = sorted({m.in_channels for m in ghost.modules() if isinstance(m, nn.Conv2d)} or {3})
     failures = []
     for inputs in asked:

@@ -14,7 +14,7 @@ from d2prune.adapters.images import features_of
 
 @register_adapter("adet.modeling.solov2.solov2.SOLOv2")
 class SOLOv2Adapter(Adapter):
-    """Classes and mask kernels by level, and the mask features that the kernels are laid over.
+    """The adapter of SOLOv2: classes and mask kernels by level, and the mask features to convolve with them.
 
     Kernels and mask features have equally many channels (Wang et al., arXiv 2003.10152): both are outputs.
     """
@@ -29,10 +29,10 @@ class SOLOv2Adapter(Adapter):
 
 
 def _predictions(head: nn.Module, level: Tensor, grid: int) -> dict[str, Tensor]:
-    """Classes and kernels at ``grid`` x ``grid`` places of one level.
+    """Return classes and kernels at ``grid`` x ``grid`` places of one level.
 
-    The head's own forward takes the coordinates off again for the classes; here they are not put on,
-    because channels that are taken apart by position would have to stay.
+    The head's own ``forward`` adds coordinates and slices them off for the classes; here these do not get
+    any, because channels that are sliced by position would have to stay.
     """
     plain, placed = (
         F.interpolate(x, size=(grid, grid), mode="bilinear") for x in (level, _with_coordinates(level))
@@ -42,7 +42,7 @@ def _predictions(head: nn.Module, level: Tensor, grid: int) -> dict[str, Tensor]
 
 
 def _with_coordinates(level: Tensor) -> Tensor:
-    """(N, C + 2, H, W): x and y, -1..1, after the C channels of ``level``."""
+    """Return (N, C + 2, H, W): x and y, -1..1, after the C channels of ``level``."""
     number, _, height, width = level.shape
     y, x = (torch.linspace(-1, 1, n, device=level.device, dtype=level.dtype) for n in (height, width))
     grid = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)])

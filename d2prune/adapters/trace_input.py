@@ -1,4 +1,4 @@
-"""What is traced, counted and compared: a model with its input fixed."""
+"""A model's dense forward on a fixed input, for tracing, counting and comparing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from d2prune.errors import PruneError
 
 
 class TraceInput:
-    """A model's dense forward with its input fixed: what is traced, counted and compared."""
+    """A model's dense forward on a fixed input, for tracing, counting and comparing."""
 
     def __init__(
         self,
@@ -43,26 +43,26 @@ class TraceInput:
             self.counted = torch.empty(1, 3, *padded_size(model, count_size or TEST_SIZE), device="meta")
 
     def outputs(self, model: nn.Module) -> Mapping[str, Tensor]:
-        """All dense outputs, training branches included, on the fixed input."""
+        """Return all dense outputs, training branches included, on the fixed input."""
         return self._run(model, self.inputs, training_branches=True)
 
     def forwards(self, others: bool) -> dict[str, Callable[[nn.Module], Mapping[str, Tensor]]]:
-        """:meth:`outputs` by the sizes of its input; with ``others`` also on more, and on larger, images."""
+        """Return :meth:`outputs` by input sizes; with ``others`` also for more images and larger ones."""
         inputs = [self.inputs]
         if others:
             inputs += [tree_map(change, self.inputs) for change in (_doubled, partial(_larger, self.step))]
         return {sizes(given): partial(self._run, inputs=given, training_branches=True) for given in inputs}
 
     def varied(self, model: nn.Module) -> Mapping[str, Tensor]:
-        """:meth:`outputs` on another input of the same sizes."""
+        """Return :meth:`outputs` on another input of the same sizes."""
         return self._run(model, tree_map(_changed, self.inputs), training_branches=True)
 
     def inference(self, model: nn.Module) -> Mapping[str, Tensor]:
-        """What one image costs: the dense outputs that inference needs."""
+        """Return the dense outputs that inference needs, on the input that costs are counted on."""
         return self._run(model, self.counted, training_branches=False)
 
     def dense(self, model: nn.Module, images: Tensor) -> Mapping[str, Tensor]:
-        """All dense outputs on other images than the fixed ones; gradients flow to them."""
+        """Return all dense outputs on other images than the fixed ones; gradients flow to them."""
         return self._run(model, images, training_branches=True)
 
     def _run(self, model: nn.Module, inputs: Any, training_branches: bool) -> Mapping[str, Tensor]:
@@ -92,20 +92,20 @@ def _refuse_detections(model: nn.Module) -> None:
 
 
 def padded_size(model: nn.Module, size: Size) -> Size:
-    """(height, width) in pixels, padded to what the backbone asks for, as Detectron2's models pad."""
+    """Return (height, width) in pixels, padded to the backbone's step as Detectron2's models pad."""
     step = padding_step(model)
     height, width = (-(-side // step) * step for side in size)
     return height, width
 
 
 def sizes(inputs: Any) -> str:
-    """Of the tensors in ``inputs``: "1x3x64x64"."""
+    """Return the sizes of the tensors in ``inputs``, such as "1x3x64x64"."""
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     return ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors)
 
 
 def _doubled(value: Any) -> Any:
-    """A batch twice as large: each input, and its mirror image."""
+    """Return a batch twice as large: each input, and its mirror image."""
     if not isinstance(value, Tensor) or not value.dim():
         return value
     return torch.cat([value, value.flip(-1) if value.dim() > 1 else value])
@@ -118,7 +118,7 @@ def _changed(value: Any) -> Any:
 
 
 def _larger(step: int, value: Any) -> Any:
-    """(N, C, H, W) images, enlarged by one and by two steps."""
+    """Return (N, C, H, W) images with height enlarged by one step and width by two."""
     if not isinstance(value, Tensor) or value.dim() != 4 or not value.is_floating_point():
         return value
     height, width = value.shape[-2:]
@@ -132,11 +132,11 @@ def _call(model: nn.Module, inputs: Any) -> Any:
 
 
 def _like(value: Any, model: nn.Module) -> Any:
-    """A float tensor on the model's device and in its dtype; other values as they are."""
+    """Move a tensor to the model's device, floats to its dtype; return other values as they are."""
     if not isinstance(value, Tensor):
         return value
     if value.is_inference() and not torch.is_inference_mode_enabled():
-        value = value.clone()  # autograd takes part in finding what makes the keys of attention
+        value = value.clone()  # autograd is used to find the weights that make attention's keys
     parameter = next(model.parameters())
     if value.is_meta and not parameter.is_meta:
         value = torch.zeros_like(value, device=parameter.device)
