@@ -1,4 +1,4 @@
-"""Checkpoints of pruned models: read without running them, written whole, loaded strictly."""
+"""Checkpoints of pruned models: read without running their code, written atomically, loaded strictly."""
 
 from d2prune.checkpoint.api import load, save
 from d2prune.checkpoint.narrowing import TensorRow, load_narrower, loading_table

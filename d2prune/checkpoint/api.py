@@ -1,4 +1,4 @@
-"""``d2prune.save`` and ``d2prune.load``: a pruned model to a file and back, without a trainer."""
+"""``d2prune.save`` and ``d2prune.load``, which save and load pruned models without a trainer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class _Result(Protocol):
 
 
 def save(result: _Result, path: str | os.PathLike[str]) -> None:
-    """Writes a prune's result in the trainer's checkpoint format: model, prune_spec, struct."""
+    """Write a prune's result in the trainer's checkpoint format: ``model``, ``prune_spec``, ``struct``."""
     write_checkpoint(checkpoint_data(result.model, with_struct=True), path)
 
 
 def load(path: str | os.PathLike[str], model: Model) -> Model:
-    """Resizes a freshly built ``model`` to the checkpoint's spec and loads its weights, strictly.
+    """Resize a freshly built ``model`` to the checkpoint's spec and load its weights, strictly.
 
     Args:
         path: a checkpoint written by :func:`save` or by PruningCheckpointer.
@@ -45,5 +45,5 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
         rebuild(model, spec)
     checkpoint = read_checkpoint(path)
     fit(os.fspath(path), model, checkpoint)
-    model.load_state_dict(checkpoint["model"], strict=False)  # what may be missing, fit() has told
+    model.load_state_dict(checkpoint["model"], strict=False)  # fit() has checked what may be missing
     return model

@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer, for pruned models: writes the spec and the struct, refuses half loads."""
+"""Detectron2's checkpointer for pruned models, which stores spec and module and refuses partial loads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class _InertFiles(Checkpointer):
-    """Sits behind DetectionCheckpointer and its subclasses, whose own rules stay in force."""
+    """The base class behind DetectionCheckpointer that reads and writes files by d2prune's own functions."""
 
     def _load_file(self, f: str) -> dict[str, Any]:
         return read_checkpoint(f)
@@ -37,27 +37,27 @@ class _InertFiles(Checkpointer):
         self.tag_last_checkpoint(file.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Names the latest checkpoint; an interrupted write leaves the name before."""
+        """Write the latest checkpoint's name; an interrupted write leaves the earlier name."""
         with atomic_write(Path(self.save_dir) / "last_checkpoint") as file:
             file.write(last_filename_basename)
 
 
 class PruningCheckpointer(DetectionCheckpointer, _InertFiles):
-    """A DetectionCheckpointer that knows pruned models.
+    """A DetectionCheckpointer for pruned models.
 
     Saving a pruned model adds ``prune_spec`` and (unless :attr:`save_struct` is False) ``struct``.
     Files are written whole or not at all. Loading runs no pickled code; a pruned checkpoint loads
-    strictly, and only into a model of its spec.
+    strictly, and only into a model with its spec.
     """
 
     save_struct = True
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Loads as DetectionCheckpointer does.
+        """Load as DetectionCheckpointer does.
 
         Raises:
-            PruneError: if the file is missing or damaged, if one of file and model is pruned and the
-                other is not, or if they are pruned differently. The model is then unchanged.
+            PruneError: if the file is missing or damaged, if only one of file and model is pruned, or if
+                they are pruned differently. The model is not changed then.
         """
         self._path = path
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
@@ -84,13 +84,13 @@ class PruningCheckpointer(DetectionCheckpointer, _InertFiles):
         return super()._load_model(checkpoint)
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Writes ``name``.pth to save_dir and names it in ``last_checkpoint``."""
+        """Write ``name``.pth to ``save_dir``, and its name to ``last_checkpoint``."""
         with_struct = self.save_struct and self.save_to_disk
         super().save(name, **additions(self.model, with_struct), **kwargs)
 
 
 def _of_pycls(path: str) -> dict[str, Any]:
-    """A backbone's checkpoint of pycls, which RegNets were trained with."""
+    """Read a backbone's checkpoint of pycls, with which RegNets were trained."""
     weights = read_checkpoint(path)["model"].get("model_state")
     if not isinstance(weights, dict):
         raise PruneError(f"'{path}' holds no 'model_state'; expected a checkpoint of pycls")

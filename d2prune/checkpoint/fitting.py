@@ -1,4 +1,4 @@
-"""Brings a checkpoint's weights under a model's names, and refuses those that don't fit it."""
+"""Renaming a checkpoint's weights to a model's names, and checking that they fit it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 def fit(path: str, model: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Renames the weights of ``checkpoint``, in place, and checks them where it or ``model`` is pruned.
+    """Rename the weights of ``checkpoint``, in place, and check them if it or ``model`` is pruned.
 
     Raises:
-        PruneError: if it holds no weights, if one of file and model is pruned and the other is not, or
-            if they are pruned differently.
+        PruneError: if it holds no weights, if only one of file and model is pruned, or if they are pruned
+            differently.
     """
     weights, held, spec = checkpoint["model"], checkpoint.get("prune_spec"), spec_of_model(model)
     _check_tensors(path, weights)
@@ -52,14 +52,14 @@ def _check_tensors(path: str, weights: Any) -> None:
 
 
 def _strip_module(weights: dict[str, Any]) -> None:
-    """Names of a model that was saved inside DistributedDataParallel."""
+    """Strip "module." from the names of a model that was saved inside DistributedDataParallel."""
     if weights and all(name.startswith("module.") for name in weights):
         for name in list(weights):
             weights[name.removeprefix("module.")] = weights.pop(name)
 
 
 def _rename_old(weights: dict[str, Any], wanted: set[str], model: nn.Module) -> None:
-    """Names that published checkpoints of an architecture still have."""
+    """Rename what published checkpoints of an architecture still have under old names."""
     adapter = find_adapter(model)
     for old, new in adapter.old_names.items() if adapter is not None else ():
         for name in [n for n in weights if old in n and n not in wanted]:
@@ -74,7 +74,7 @@ def _check_same_spec(path: str, held: PruneSpec, spec: PruneSpec | None, model: 
 
 
 def _check_strict(path: str, model: nn.Module, weights: dict[str, Any], has_spec: bool) -> None:
-    """Refuses before anything is loaded; says which keys a training switch added or dropped."""
+    """Raise PruneError for keys that do not fit; log those that a training setting added or dropped."""
     own = model.state_dict()
     adapter = find_adapter(model)
     branches = tuple(f"{b}." for b in adapter.training_only(model)) if adapter is not None else ()
@@ -97,7 +97,7 @@ def _check_strict(path: str, model: nn.Module, weights: dict[str, Any], has_spec
 
 
 def _tolerated(key: str, branches: tuple[str, ...]) -> bool:
-    """Training-only branches, and the counter that a BatchNorm has and a FrozenBatchNorm2d has not."""
+    """Return whether a key may differ: a training-only branch, or BatchNorm's ``num_batches_tracked``."""
     return key.startswith(branches) or key.endswith(".num_batches_tracked")
 
 

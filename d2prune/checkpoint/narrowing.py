@@ -1,4 +1,4 @@
-"""Weights of a wider model in a narrower one, with a word on every tensor."""
+"""Loading the weights of a wider model into a narrower one, with a report on every tensor."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class TensorRow:
-    """What became of one tensor of a file, or of the model.
+    """The report on one tensor of a file, or of the model.
 
     Attributes:
-        name: as the model has it.
+        name: its name in the model.
         held: its shape in the file; None if it is not there.
         wanted: its shape in the model; None if it is not there.
-        how: taken whole, sliced to its leading channels, skipped, or left as it was built.
+        how: taken whole, sliced to its leading channels, skipped, or left as it was built ("fresh").
     """
 
     name: str
@@ -36,11 +36,11 @@ class TensorRow:
 
 @torch.no_grad()
 def load_narrower(model: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> tuple[TensorRow, ...]:
-    """Fills ``model`` from the weights of a wider one, and says what became of every tensor.
+    """Fill ``model`` from the weights of a wider one, and report on every tensor.
 
-    A tensor that is larger in some dimensions gives its leading rows and columns. These are the first
-    channels, not the best, and where code concatenates channels they may be the wrong ones: to keep what
-    counts, prune instead (:func:`d2prune.recipes.carry_out`).
+    Of a tensor that is larger in some dimensions the leading rows and columns are taken. These are the
+    first channels, not the best, and where code concatenates channels they may be the wrong ones: to keep
+    the important channels, prune instead (:func:`d2prune.recipes.carry_out`).
 
     Args:
         model: changed in place.
@@ -72,7 +72,7 @@ def _fill(name: str, tensor: Tensor, held: Tensor | None) -> TensorRow:
 
 
 def loading_table(rows: Sequence[TensorRow]) -> str:
-    """How many tensors were taken, and each of the others by name."""
+    """Return a table of how many tensors were taken, and each of the others by name."""
     counts = Counter(row.how for row in rows)
     head = ", ".join(f"{counts[how]} {how}" for how in ("taken", "sliced", "skipped", "fresh"))
     return "\n".join([f"{len(rows)} tensors: {head}", *(f"  {row}" for row in rows if row.how != "taken")])

@@ -29,11 +29,11 @@ CONFIG_FILE = "pruned.yaml"
 
 @META_ARCH_REGISTRY.register()
 def PrunedModel(cfg: CfgNode) -> nn.Module:  # noqa: N802  (the registry takes the function's name)
-    """META_ARCHITECTURE "PrunedModel": builds MODEL.PRUNING.BASE and resizes it by MODEL.PRUNING.SPEC.
+    """Build MODEL.PRUNING.BASE and resize it by MODEL.PRUNING.SPEC: META_ARCHITECTURE "PrunedModel".
 
     With it, Detectron2's own build_model, DefaultPredictor and tools work on a pruned model; class
-    and state-dict keys are the base model's. A config that has only Detectron2's own keys
-    (pruned_stock.yaml) takes the model's other keys from the pruned.yaml beside MODEL.WEIGHTS.
+    and state-dict keys are the base model's. For a config that has only Detectron2's own keys
+    (pruned_stock.yaml), the model's other keys are read from the pruned.yaml beside MODEL.WEIGHTS.
 
     Raises:
         PruneError: if BASE is unknown, or no spec is found.
@@ -78,7 +78,7 @@ def _spec_of_cfg(cfg: CfgNode) -> PruneSpec:
 
 
 def read_spec_file(path: str, key: str) -> PruneSpec:
-    """The spec in a pruning_spec.json.
+    """Read the spec in a pruning_spec.json.
 
     Raises:
         PruneError: naming ``key``, whose value ``path`` is, if there is no such file or it holds no spec.
@@ -92,10 +92,10 @@ def read_spec_file(path: str, key: str) -> PruneSpec:
 
 
 def spec_of_file(path: str) -> PruneSpec | None:
-    """The spec in a checkpoint; None for an empty path, an unpruned checkpoint, or a remote one.
+    """Read the spec in a checkpoint, downloaded first if remote; return None for no path or no spec.
 
     Raises:
-        PruneError: if a local path does not exist or is damaged.
+        PruneError: if the file does not exist or is damaged.
     """
     if not path:
         return None
@@ -110,7 +110,7 @@ def build_model(
     weights: str | None = None,
     build: Callable[[CfgNode], nn.Module] = detectron2_build,
 ) -> nn.Module:
-    """Builds the model of ``cfg``, resized if the weights are pruned ones. Weights are not loaded.
+    """Build the model of ``cfg``, resized if the weights are pruned ones. Weights are not loaded.
 
     Args:
         cfg: any config; no key needs to say that the weights are pruned: the file decides.
@@ -129,7 +129,7 @@ def build_model(
 
 
 def unpruned_cfg(cfg: CfgNode) -> CfgNode:
-    """``cfg``, with a pruned.yaml's base in the place of PrunedModel: for weights that SPEC does not fit."""
+    """Return ``cfg`` with PrunedModel replaced by its base, for weights that SPEC does not fit."""
     if not cfg.MODEL.PRUNING.BASE:
         return cfg
     out = cfg.clone()
@@ -139,10 +139,10 @@ def unpruned_cfg(cfg: CfgNode) -> CfgNode:
 
 
 def trusted_struct(path: str) -> nn.Module | None:
-    """The module under "struct" in a checkpoint, unpickled: this RUNS CODE from the file.
+    """Unpickle and return the module under "struct" in a checkpoint: this RUNS CODE from the file.
 
-    For MODEL.PRUNING.TRUST_STRUCT only: it opens the files of forks that save nothing else. None if
-    the file holds no module.
+    It is for MODEL.PRUNING.TRUST_STRUCT only, to open the files of forks that save nothing else. The
+    result is None if the file holds no module.
     """
     if not path.endswith(".pth"):
         return None
@@ -155,7 +155,7 @@ def trusted_struct(path: str) -> nn.Module | None:
 
 
 def build_from_cfg(cfg: CfgNode, build: Callable[[CfgNode], nn.Module] = detectron2_build) -> nn.Module:
-    """The model of ``cfg`` with MODEL.WEIGHTS loaded, pruned or not, in eval mode."""
+    """Build the model of ``cfg``, pruned or not, with MODEL.WEIGHTS loaded, in eval mode."""
     model = build_model(cfg, build=build)
     PruningCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     return model.eval()

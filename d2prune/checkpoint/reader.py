@@ -1,4 +1,4 @@
-"""Reads checkpoints of any kind as tensors and plain data; nothing that a file names is executed.
+"""Reading checkpoints of any kind as tensors and plain data, without executing code that a file names.
 
 torch's own weights-only reader refuses a file that holds one unknown class. Checkpoints of pruned
 forks hold a whole module under "struct": here such objects are skipped, and the rest is read.
@@ -48,7 +48,7 @@ _DAMAGE = (
 
 
 class _Skipped:
-    """What an unknown class or function becomes: it swallows whatever the file does to it."""
+    """The stand-in for an unknown class or function; it accepts every call and ignores it."""
 
     what = ""  # its dotted path
     dump_patches = False  # torch's reader of the legacy format asks every module's class
@@ -69,17 +69,17 @@ class _Skipped:
         pass
 
     def append(self, item: object) -> None:
-        """Takes a list subclass's item."""
+        """Ignore an item for a list subclass."""
 
     def extend(self, items: object) -> None:
-        """Takes a list subclass's items."""
+        """Ignore items for a list subclass."""
 
     def add(self, item: object) -> None:
-        """Takes a set subclass's item."""
+        """Ignore an item for a set subclass."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds only what is on the list; C code does the rest."""
+    """An unpickler that builds only classes in ``_ALLOWED``, and records all others in ``skipped``."""
 
     skipped: set[str]
 
@@ -97,21 +97,21 @@ def _is_dtype(module: str, name: str) -> bool:
 
 
 def kind_of(value: object) -> str:
-    """What a value out of a file is, in words: of a class that was not built, the file's own name for it."""
+    """Return the type of a value from a file in words; for a skipped class its dotted path in the file."""
     if isinstance(value, _Skipped):
         return f"a {value.what}, which is not executed"
     return f"a {type(value).__name__}"
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = False) -> dict[str, Any]:
-    """Reads a .pth file: state dict, spec, optimizer and other plain data, on the CPU.
+    """Read a .pth file: state dict, spec, optimizer and other plain data, on the CPU.
 
-    A file that is a bare state dict comes back as ``{"model": state_dict}``. ``struct``, and every
-    entry that is of an unknown class, is left out.
+    A bare state dict is returned as ``{"model": state_dict}``. ``struct``, and every entry of an unknown
+    class, is left out.
 
     Args:
-        path: a file written by torch.save, in any of its formats.
-        mmap: leave tensors on disk until they are used, where the format allows it.
+        path: a file written by ``torch.save``, in any of its formats.
+        mmap: whether to leave tensors on disk until they are used, if the format allows it.
 
     Raises:
         PruneError: if there is no such file, or it is damaged or no checkpoint.
@@ -137,10 +137,10 @@ def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = False) -> dict
 
 
 def read_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a .pkl file of Detectron or Detectron2's model zoo: numpy arrays and plain data.
+    """Read a .pkl file of Detectron or Detectron2's model zoo: numpy arrays and plain data.
 
     Raises:
-        PruneError: as :func:`read_checkpoint`.
+        PruneError: as :func:`read_checkpoint` does.
     """
     skipped: set[str] = set()
 
@@ -154,7 +154,7 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_spec(path: str | os.PathLike[str]) -> PruneSpec | None:
-    """The spec in a checkpoint; None if it holds none. Tensors are not read where that is possible."""
+    """Read the spec in a checkpoint, without tensors if the format allows it; return None if it has none."""
     if os.fspath(path).endswith(".pkl"):
         return None
     mmap = zipfile.is_zipfile(path) if os.path.isfile(path) else False

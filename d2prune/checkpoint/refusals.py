@@ -1,4 +1,4 @@
-"""Why a checkpoint is refused, in the words that users and tests rely on: each said in one place."""
+"""Errors for checkpoints that can't be loaded, each worded in one place."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Path = str | os.PathLike[str]
 
 
 def missing(path: Path) -> PruneError:
-    """There is no such file."""
+    """Return the error for a file that does not exist."""
     return PruneError(
         f"checkpoint '{path}' does not exist; set MODEL.WEIGHTS to a file", keys=("MODEL.WEIGHTS",)
     )
 
 
 def no_spec(path: Path) -> PruneError:
-    """A pruned checkpoint is needed; this one is not."""
+    """Return the error for an unpruned checkpoint where a pruned one is needed."""
     return PruneError(
         f"'{path}' holds no pruning spec: prune it first with MODEL.PRUNE True, or train it with "
         "MODEL.FINETUNE False",
@@ -29,13 +29,13 @@ def no_spec(path: Path) -> PruneError:
 
 
 def check_base(path: Path, spec: PruneSpec, model: nn.Module) -> None:
-    """Raises :func:`other_model` unless ``model`` is of the class that was pruned."""
+    """Raise :func:`other_model` unless ``model`` is of the class that was pruned."""
     if spec.base != type(model).__name__:
         raise other_model(path, spec, model)
 
 
 def other_model(path: Path, spec: PruneSpec, model: nn.Module, how: str = "an unpruned {}") -> PruneError:
-    """The checkpoint is pruned, and the model is not one of its spec; ``how`` says what it is."""
+    """Return the error for a pruned checkpoint whose spec is not the model's; ``how`` describes the model."""
     return PruneError(
         f"'{path}' is a pruned checkpoint (spec version {spec.version}, base {spec.base}); "
         f"the model to load is {how.format(type(model).__name__)}"

@@ -23,7 +23,7 @@ UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, ValueError, Runt
 
 
 class Struct:
-    """Pickles as a call of :func:`rebuild_struct` on bytes and plain tensors.
+    """A module that pickles as a call of :func:`rebuild_struct` on bytes and plain tensors.
 
     Raises:
         One of ``UNPICKLABLE``, at once, if the module holds what can't be pickled.
@@ -41,12 +41,12 @@ class Struct:
 
 
 def rebuild_struct(payload: Tensor, tensors: list[Tensor]) -> nn.Module:
-    """Unpickles the module: runs code that the file names, so only for files you trust."""
+    """Unpickle the module. This runs code that the file names, so use it only for files you trust."""
     return _Unpickler(io.BytesIO(payload.cpu().numpy().tobytes()), tensors).load()
 
 
 def skip_struct(payload: Tensor, tensors: list[Tensor]) -> None:
-    """Stands in for :func:`rebuild_struct` wherever pickled code must not run."""
+    """Do nothing, in place of :func:`rebuild_struct` wherever pickled code must not run."""
 
 
 # By name, torch's weights-only reader finds this instead of rebuild_struct.
@@ -54,7 +54,7 @@ torch.serialization.add_safe_globals([(skip_struct, f"{__name__}.rebuild_struct"
 
 
 class _Pickler(Pickler):
-    """Cloudpickle's, because AdelaiDet's BlendMask carries a lambda; tensors are set apart."""
+    """A pickler that stores tensors separately; cloudpickle's, as AdelaiDet's BlendMask has a lambda."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)

@@ -1,4 +1,4 @@
-"""Writes a model to a checkpoint: its weights, and of a pruned one the spec and the whole module."""
+"""Writing a model to a checkpoint: its weights, and for a pruned model the spec and the whole module."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FROM_STRUCT = "from_struct"  # the attribute of a module that no config builds: 
 
 
 def checkpoint_data(model: nn.Module, with_struct: bool) -> dict[str, Any]:
-    """``model``, and for a pruned one ``prune_spec`` and ``struct``; each tensor is stored once."""
+    """Return ``model``, and for a pruned one ``prune_spec`` and ``struct``; each tensor is stored once."""
     return {"model": model.state_dict(), **additions(model, with_struct)}
 
 
 def additions(model: nn.Module, with_struct: bool) -> dict[str, Any]:
-    """What a checkpoint of a pruned model has besides: ``prune_spec`` and ``struct``."""
+    """Return the further entries of a pruned model's checkpoint: ``prune_spec`` and ``struct``."""
     spec = spec_of_model(model)
     data: dict[str, Any] = {} if spec is None else {"prune_spec": spec.to_dict()}
     if with_struct and (spec is not None or getattr(model, FROM_STRUCT, False)):
@@ -40,7 +40,7 @@ def additions(model: nn.Module, with_struct: bool) -> dict[str, Any]:
 
 
 def write_checkpoint(data: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """torch.save, whole or not at all."""
+    """Write ``data`` by ``torch.save``, whole or not at all."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with atomic_write(path, "wb") as file:
         torch.save(data, file)

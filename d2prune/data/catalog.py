@@ -16,7 +16,7 @@ DATASET_NAMES = ("digits_train", "digits_val", "digits_val_mini")
 
 
 def default_root() -> str:
-    """Say where the set is expected: ``$DETECTRON2_DATASETS/digits``, or ``datasets/digits``."""
+    """Return the set's default folder: ``$DETECTRON2_DATASETS/digits``, or ``datasets/digits``."""
     return os.path.join(os.getenv("DETECTRON2_DATASETS") or "datasets", "digits")
 
 
@@ -49,7 +49,7 @@ def register_digits(root: str | os.PathLike[str] | None = None) -> None:
 
 
 def _forget_own(name: str) -> None:
-    """Undo an earlier registration of ours; metadata may not be overwritten in place."""
+    """Undo an earlier registration by d2prune; metadata may not be overwritten in place."""
     if name not in DatasetCatalog.list():
         return
     if not hasattr(MetadataCatalog.get(name), "digits_root"):

@@ -1,4 +1,4 @@
-"""Making the embedded data set "digits": real handwritten digits on photographs, as COCO files.
+"""The embedded data set "digits": real handwritten digits on photographs, made as COCO files.
 
 Layout under the root: ``images/{train,val}/NNNNN.jpg``, ``digits_{train,val,val_mini}.json`` and
 ``digits.json``, the record of the recipe. ``digits_val_mini`` is the first 200 scenes of val.
@@ -38,7 +38,7 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class DigitsRecipe:
-    """What decides every byte of the set: numbers of scenes, seed and version of the recipe."""
+    """The settings that determine every byte of the set: numbers of scenes, seed, recipe version."""
 
     train: int = 5000
     val: int = 1000
@@ -53,7 +53,7 @@ class DigitsRecipe:
 
 @dataclass(frozen=True)
 class DigitsReport:
-    """Outcome of :func:`make_digits`; ``reused`` tells a set found from a set made."""
+    """The result of :func:`make_digits`; ``reused`` is whether the set was there already."""
 
     root: Path
     recipe: DigitsRecipe
@@ -69,7 +69,7 @@ class DigitsReport:
 def make_digits(
     output: str | os.PathLike[str], recipe: DigitsRecipe | None = None, processes: int | None = None
 ) -> DigitsReport:
-    """Make the data set in ``output``, or reuse the one there if it is whole and alike.
+    """Make the data set in ``output``, or reuse the one there if it is complete and of the same recipe.
 
     The result depends on the recipe alone, not on the number of processes. The set is built in a
     sibling folder and renamed at the end, so an interrupted run leaves nothing that looks whole.
@@ -104,7 +104,7 @@ def _worker_count(processes: int | None, recipe: DigitsRecipe) -> int:
 
 
 def _is_complete(root: Path, recipe: DigitsRecipe) -> bool:
-    """Whether ``root`` holds the whole set of this recipe."""
+    """Return whether ``root`` holds the whole set of this recipe."""
     names = [RECIPE_FILE, *(f"digits_{name}.json" for name in (*SPLITS, "val_mini"))]
     if not all((root / name).is_file() for name in names):
         return False
@@ -126,7 +126,7 @@ def _require_free(root: Path, recipe: DigitsRecipe) -> None:
 
 @contextmanager
 def _building_folder(root: Path) -> Iterator[Path]:
-    """A temporary folder beside ``root`` (so on the same disk), removed if there at the end."""
+    """Make a temporary folder beside ``root`` (so on the same disk); remove it at the end if it is there."""
     root.absolute().parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.absolute().parent))
     try:
@@ -162,7 +162,7 @@ def _fill(folder: Path, recipe: DigitsRecipe, workers: int) -> None:
 
 @contextmanager
 def _mapper(workers: int) -> Iterator[Callable[..., Iterable[dict[str, Any]]]]:
-    """Something like ``map``, in order, spread over that many processes."""
+    """Yield a function like ``map`` that spreads calls over ``workers`` processes and keeps the order."""
     if workers == 1:
         yield map
         return

@@ -1,4 +1,4 @@
-"""Dataset dicts to BlendMask's input: augmented image, instances and the bases' target."""
+"""The mapper from dataset dicts to BlendMask's input: augmented image, instances and bases' target."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DatasetMapperWithBasis(DatasetMapper):
     transformed instance masks elsewhere. A config without AdelaiDet's keys is fine.
 
     Raises:
-        PruneError: INPUT.MASK_FORMAT does not fit, or no basis target can be had.
+        PruneError: if INPUT.MASK_FORMAT does not fit, or there is no source for the basis target.
     """
 
     @configurable
@@ -89,7 +89,7 @@ class DatasetMapperWithBasis(DatasetMapper):
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: T.TransformList, image_shape: tuple
     ) -> None:
-        """Detectron2's, which drops crowd and empty instances, with our words for what it hits."""
+        """Transform annotations as Detectron2 does, without crowd instances; explain wrong mask formats."""
         wanted = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
         if not wanted:
             # Instances without any annotation have no masks for Detectron2 to recompute boxes from.
@@ -110,7 +110,7 @@ class DatasetMapperWithBasis(DatasetMapper):
 
 
 def _boxes(sample: dict[str, Any]) -> np.ndarray:
-    """Boxes (N, 4) in XYXY pixels of the instances that training keeps."""
+    """Return the boxes (N, 4) in XYXY pixels of the instances that training keeps."""
     boxes = [
         BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
         for a in sample.get("annotations", ())
@@ -120,13 +120,13 @@ def _boxes(sample: dict[str, Any]) -> np.ndarray:
 
 
 def basis_sem_file(file_name: str) -> str:
-    """Say where AdelaiDet keeps an image's offline basis target: its npz file with the array "mask"."""
+    """Return the path of AdelaiDet's offline basis target of an image: an npz file with the array "mask"."""
     stem, _ = os.path.splitext(file_name.replace("train2017", "thing_train2017"))
     return stem + ".npz"
 
 
 def _basis_sem(sample: dict[str, Any], transforms: T.TransformList) -> torch.Tensor:
-    """Target (H, W) of the bases' semantic loss for one augmented sample."""
+    """Return the target (H, W) of the bases' semantic loss for one augmented sample."""
     path = basis_sem_file(sample["file_name"])
     if os.path.isfile(path):
         labels = _read_basis_sem(path, (sample["height"], sample["width"]))

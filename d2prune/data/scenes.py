@@ -1,4 +1,4 @@
-"""Composing one scene of the embedded data set: a few digits on a piece of a photograph."""
+"""The composition of one scene of the embedded data set: a few digits on a piece of a photograph."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PIXEL = np.float32  # half the time of float64, and more than enough for 8-bit 
 
 @dataclass(frozen=True)
 class Scene:
-    """``image`` (H, W, 3) uint8 RGB; ``masks`` (N, H, W) bool, visible parts; ``labels`` (N,)."""
+    """A scene: ``image`` (H, W, 3) uint8 RGB; ``masks`` (N, H, W) bool, visible parts; ``labels`` (N,)."""
 
     image: np.ndarray
     masks: np.ndarray
@@ -34,7 +34,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One placed digit: its opacity (H, W) in 0..1, its class, and where and how large it is, px."""
+    """One placed digit: its opacity (H, W) in 0..1, its class, and its centre and size in pixels."""
 
     alpha: np.ndarray
     label: int
@@ -83,7 +83,7 @@ def visible_layers(masks: list[np.ndarray]) -> list[tuple[int, np.ndarray]]:
 
 
 def _background(rng: np.random.Generator, photographs: tuple[Image.Image, ...]) -> np.ndarray:
-    """A random crop of a random photograph as (H, W, 3) float, flipped and relit at random."""
+    """Return a random crop of a random photograph as (H, W, 3) float, flipped and relit at random."""
     photo = photographs[rng.integers(len(photographs))]
     side = min(SCENE_SIZE * math.exp(rng.uniform(math.log(0.75), math.log(2.5))), *photo.size)
     left, top = (rng.uniform(0, extent - side) for extent in photo.size)
@@ -115,7 +115,7 @@ def _place(rng: np.random.Generator, digits: DigitPool, below: list[_Layer]) -> 
 
 
 def _free_place(rng: np.random.Generator, size: float, below: list[_Layer]) -> np.ndarray:
-    """Centre (2,) for a digit of ``size`` px: of several random ones that furthest from the others.
+    """Return a centre (2,) for a digit of ``size`` px: of several random ones the furthest from others.
 
     Distances count in units of the two digits' mean size, so below 1 they are likely to overlap.
     Thrown at random (one candidate), strokes cross so often that few digits stay legible.
@@ -130,7 +130,7 @@ def _free_place(rng: np.random.Generator, size: float, below: list[_Layer]) -> n
 
 
 def _dilate(image: np.ndarray, radius: int) -> np.ndarray:
-    """Largest value of ``image`` (H, W) in the square of ``radius`` px around each pixel.
+    """Return the largest value of ``image`` (H, W) in the square of ``radius`` px around each pixel.
 
     PIL's MaxFilter gives the same, but took 90 times as long for a radius of 3.
     """
@@ -173,18 +173,18 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, alpha: np.ndarray) -> N
 
 
 def _extent(alpha: np.ndarray) -> tuple[slice, slice]:
-    """The rows and columns of the smallest box that holds all of ``alpha`` (H, W) above 0."""
+    """Return the rows and columns of the smallest box that holds all of ``alpha`` (H, W) above 0."""
     rows, columns = (np.flatnonzero(alpha.any(axis=axis)) for axis in (1, 0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
-    """White noise of a standard deviation drawn between ``low`` and ``high`` grey levels."""
+    """Return white noise with a standard deviation drawn between ``low`` and ``high`` grey levels."""
     return rng.standard_normal(shape, dtype=_PIXEL) * _PIXEL(rng.uniform(low, high))
 
 
 def _shadow(rng: np.random.Generator, alpha: np.ndarray) -> np.ndarray:
-    """Darkness (H, W) of a soft shadow a few pixels beside the digit."""
+    """Return the darkness (H, W) of a soft shadow a few pixels beside the digit."""
     radius = rng.uniform(1.0, 3.0)
     image = Image.fromarray((alpha * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
     down, right = (int(shift) for shift in rng.integers(2, 6, size=2))
@@ -194,7 +194,7 @@ def _shadow(rng: np.random.Generator, alpha: np.ndarray) -> np.ndarray:
 
 
 def _contrasting_colour(rng: np.random.Generator, under: np.ndarray) -> np.ndarray:
-    """A random colour (3,) whose luminance differs enough from that of ``under`` (3,)."""
+    """Return a random colour (3,) whose luminance differs enough from that of ``under`` (3,)."""
     candidates = rng.uniform(0.0, 255.0, size=(16, 3))
     contrast = np.abs(candidates @ _LUMA - under @ _LUMA)
     enough = np.flatnonzero(contrast >= MIN_CONTRAST)
@@ -202,7 +202,7 @@ def _contrasting_colour(rng: np.random.Generator, under: np.ndarray) -> np.ndarr
 
 
 def _shading(rng: np.random.Generator) -> np.ndarray:
-    """A slow change of brightness (H, W, 1) across the canvas, along a random direction."""
+    """Return a slow change of brightness (H, W, 1) across the canvas, along a random direction."""
     ramp = np.linspace(-1.0, 1.0, SCENE_SIZE, dtype=_PIXEL)
     down, right = rng.uniform(-25.0, 25.0, size=2).astype(_PIXEL)
     return (down * ramp[:, None] + right * ramp[None, :])[..., None]

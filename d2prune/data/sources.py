@@ -42,7 +42,7 @@ class DigitPool:
 
 
 def _package_file(package: str, relative: str, install: str) -> Path:
-    """Path of a file inside an installed package, found without importing the package."""
+    """Return the path of a file inside an installed package, without importing the package."""
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / relative

@@ -20,7 +20,7 @@ _BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
 class LastLevelP6(nn.Module):
-    """P6 as a strided 3x3 convolution of P5."""
+    """The level P6: a strided 3x3 convolution of P5."""
 
     num_levels = 1
     in_feature = "p5"
@@ -36,7 +36,7 @@ class LastLevelP6(nn.Module):
 
 
 class LastLevelP6P7(LastLevelP6):
-    """P6 as above, and P7 as the same of relu(P6); P6 itself is returned before the relu."""
+    """The levels P6, as above, and P7: a strided 3x3 convolution of relu(P6). P6 is returned without relu."""
 
     num_levels = 2
 
@@ -62,7 +62,7 @@ def build_fcos_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 def build_fcos_narrow_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build the same on a ResNet-18 or -34 of any MODEL.RESNETS.RES2_OUT_CHANNELS."""
+    """Build an FPN with MODEL.FCOS.TOP_LEVELS extra levels on a ResNet-18 or -34 of any width."""
     _refuse_foreign_variants(cfg)
     return _fpn(cfg, build_narrow_resnet_backbone(cfg, input_shape), _top_block(cfg))
 

@@ -25,7 +25,7 @@ class BasicBlock(CNNBlockBase):
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, norm: Any = "BN") -> None:
-        """See ``detectron2.modeling.backbone.resnet.BasicBlock``."""
+        """Build the block; see ``detectron2.modeling.backbone.resnet.BasicBlock`` for the arguments."""
         super().__init__(in_channels, out_channels, stride)
 
         def conv(inputs: int, kernel: int, stride: int) -> nn.Conv2d:

@@ -26,7 +26,7 @@ STRIDES = (4, 8, 16, 32)
 
 
 class SelectiveGate(nn.Module):
-    """Weighs a near and a far view of each place, and multiplies the input by their mixture.
+    """A gate that weighs a near and a far view of each place, and multiplies the input by their mixture.
 
     Args:
         dim: channels of input and output.
@@ -67,7 +67,7 @@ class Attention(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """A module around one convolution, which the published names have."""
+    """A module around one convolution, for the parameter names of the published checkpoints."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class LSKNet(Backbone):
         drop_path: probability that the last block is left out of a training step; linear from 0.
         norm: name of a norm that Detectron2 knows.
         out_features: which stages are returned.
-        in_channels: of the images.
+        in_channels: channels of the images.
     """
 
     def __init__(

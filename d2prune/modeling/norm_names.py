@@ -11,7 +11,7 @@ _SEPARATE = re.compile(r"(?P<block>.*?)\.?(?P<norm>norm[123])\.(?P<tensor>\w+)$"
 
 
 def rename_separate_norms(state_dict: dict[str, Any], wanted: set[str] | Mapping[str, Any]) -> int:
-    """Renames ``x.norm1.*`` to ``x.conv1.norm.*`` where only the latter is wanted; in place.
+    """Rename ``x.norm1.*`` to ``x.conv1.norm.*``, in place, where only the latter is in ``wanted``.
 
     Returns:
         The number of names changed.

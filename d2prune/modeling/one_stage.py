@@ -1,4 +1,4 @@
-"""A detector that is a proposal generator and nothing more."""
+"""A detector that consists of a backbone and a proposal generator only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Put d2prune's architectures into Detectron2's registries, or AdelaiDet's own where it is there.
+"""The registration of d2prune's architectures, or AdelaiDet's own if installed, with Detectron2.
 
 The classes register nothing when their modules are imported; only this module does.
 """
@@ -44,8 +44,8 @@ def register() -> bool:
     """Register everything once; return whether AdelaiDet's own architectures are in use.
 
     Raises:
-        PruneError: when AdelaiDet is there but breaks half way through its own import, having
-            registered some of the names.
+        PruneError: if AdelaiDet is installed, but its import fails after it has registered some of
+            the names.
     """
     failure = _import_adelaidet()
     if failure is not None:

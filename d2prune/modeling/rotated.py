@@ -15,12 +15,12 @@ OPERATORS = ("box_iou_rotated", "nms_rotated", "roi_align_rotated_forward")
 
 
 def has_rotated_operators() -> bool:
-    """Whether Detectron2 was installed with its compiled operators."""
+    """Return whether Detectron2 was installed with its compiled operators."""
     return all(hasattr(torch.ops.detectron2, name) for name in OPERATORS)
 
 
 class RotatedRPN(RRPN):
-    """Detectron2's RRPN, which says what is missing where its operators are not compiled.
+    """Detectron2's RRPN, with an error that explains what is missing if its operators are not compiled.
 
     Building, counting and pruning need none of them; training and detecting do.
     """
@@ -41,15 +41,15 @@ class RotatedRPN(RRPN):
 
 
 class OrientedRPN(RRPN):
-    """The layers of Oriented R-CNN's proposal network (arXiv 2108.05699): six numbers an anchor.
+    """The layers of Oriented R-CNN's proposal network (arXiv 2108.05699): six numbers per anchor.
 
-    To be counted and pruned. What decodes the six numbers, a box and two offsets of its corners, is not
-    part of d2prune.
+    They can be counted and pruned. Decoding the six numbers, a box and two offsets of its corners, is
+    not part of d2prune.
     """
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, Any]) -> dict[str, Any]:
-        """Read what RRPN reads, with a head of six numbers an anchor."""
+        """Read what RRPN reads, with a head of six numbers per anchor."""
         parts = super().from_config(cfg, input_shape)
         shapes = [input_shape[name] for name in cfg.MODEL.RPN.IN_FEATURES]
         parts["head"] = StandardRPNHead(**{**StandardRPNHead.from_config(cfg, shapes), "box_dim": 6})

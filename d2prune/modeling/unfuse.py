@@ -1,4 +1,4 @@
-"""Fused convolutions taken apart while a graph is traced, and put together again.
+"""Taking fused convolutions and frozen norms apart for tracers, and undoing it afterwards.
 
 ``detectron2.layers.Conv2d`` runs its norm and activation inside its own forward, so a tracer that
 asks "which module made this tensor" loses the norm. FrozenBatchNorm2d is arithmetic on buffers, so
@@ -23,7 +23,7 @@ _STATISTICS = {"weight", "bias", "running_mean", "running_var"}
 
 
 class _Unfused(nn.Module):
-    """What a fused convolution is while it is taken apart: children ``conv`` and ``norm``."""
+    """A fused convolution while it is taken apart, with the children ``conv`` and ``norm``."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
@@ -57,7 +57,7 @@ def unfused(model: nn.Module) -> Iterator[dict[nn.Module, str]]:
 
 
 def is_frozen_norm(module: nn.Module) -> bool:
-    """Return whether it is a FrozenBatchNorm2d, of whatever library: a BatchNorm made of buffers."""
+    """Return whether ``module`` is a FrozenBatchNorm2d of any library: a BatchNorm made of buffers."""
     return set(module._buffers) >= _STATISTICS and not isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 

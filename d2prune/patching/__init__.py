@@ -1,4 +1,4 @@
-"""Insert-only patches for forks: anchors are names of classes and functions, never lines of theirs."""
+"""Insert-only patches for forks, anchored at names of classes and functions, never at source lines."""
 
 from d2prune.patching.checkout import Finding, apply, check, diff, revert
 from d2prune.patching.edits import Edit, read_edits

@@ -1,4 +1,4 @@
-"""From an edit's symbol to a place in a file, by Python's own parser."""
+"""The place in a file that an edit's symbol means, found by Python's own parser."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Scope = Definition | ast.Module
 
 @dataclass(frozen=True)
 class Place:
-    """Before line ``line`` (from 0).
+    """The place before line ``line`` (from 0).
 
-    ``indent`` goes before each inserted line, ``unit`` stands for one level of indentation.
+    ``indent`` goes before each inserted line; ``unit`` is one level of indentation.
     """
 
     line: int
@@ -45,7 +45,7 @@ def find_place(source: Source, edit: Edit) -> Place:
 
 
 def _inserted(lines: list[str]) -> set[int]:
-    """Numbers (from 1) of the lines that stand between markers."""
+    """Return the numbers (from 1) of begin markers and the lines up to their end markers."""
     inside, numbers = False, set()
     for number, line in enumerate(lines, 1):
         inside = line.strip().startswith(BEGIN) or (inside and not line.strip().startswith(END))
@@ -55,7 +55,7 @@ def _inserted(lines: list[str]) -> set[int]:
 
 
 def _find_symbol(tree: ast.Module, edit: Edit, inserted: set[int]) -> Scope:
-    """The class or function of the fork's that the edit names; the module if it names none."""
+    """Return the fork's class or function that the edit names; the module if it names none."""
     scope: Scope = tree
     for part in filter(None, edit.symbol.split(".")):
         inside = [node for node in _definitions(scope.body) if node.lineno not in inserted]
@@ -79,7 +79,7 @@ def _gone(edit: Edit, part: str, names: list[str]) -> PruneError:
 
 
 def _definitions(body: Iterable[ast.AST]) -> Iterator[Definition]:
-    """Classes and functions of one scope, also those in an ``if`` or a ``try``."""
+    """Yield the classes and functions of one scope, also those in an ``if`` or a ``try``."""
     for node in body:
         if isinstance(node, Definition):
             yield node
@@ -106,7 +106,7 @@ def _bound(scope: ast.AST) -> Iterator[str]:
 
 
 def _check_subclass(scope: Scope, edit: Edit) -> None:
-    """Whether a class can be followed by a subclass that takes its name."""
+    """Raise PruneError if the lines define a subclass that can't take the name of its class."""
     text = "\n".join(edit.lines)
     if not isinstance(scope, ast.ClassDef) or f"class {scope.name}(" not in text:
         return
@@ -145,12 +145,12 @@ def _inside(lines: list[str], scope: Scope, edit: Edit) -> Place:
 
 
 def _top(node: ast.stmt) -> int:
-    """The line (from 0) of a statement, or of its first decorator."""
+    """Return the line (from 0) of a statement, or of its first decorator."""
     return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
 
 
 def _neighbours(scope: Scope, edit: Edit) -> tuple[ast.stmt | None, ast.stmt | None]:
-    """The statements that the lines go between; None at an end of the body."""
+    """Return the statements that the lines go between; None at an end of the body."""
     body = scope.body
     if edit.where == "start":
         count = 1 if ast.get_docstring(scope, clean=False) is not None else 0
@@ -200,7 +200,7 @@ def _indent(lines: list[str], node: ast.stmt) -> str:
 
 
 def _unit(lines: list[str], scope: Scope) -> str:
-    """One level of indentation, as the symbol's body or else the first class or function has it."""
+    """Return one level of indentation, as in the symbol's body or else the first class or function."""
     nodes = [scope] if not isinstance(scope, ast.Module) else list(_definitions(scope.body))
     for node in nodes:
         outer, inner = _indent(lines, node), _indent(lines, node.body[0])

@@ -1,4 +1,4 @@
-"""Patches and a fork on disk: look, put in, take out, print. All files change, or none."""
+"""Checking, applying, reverting and printing patches of a fork on disk. All files change, or none."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ Change = Callable[[Source, Edit], Source]
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one edit: how far it is there, or why it can't be."""
+    """The state of one edit in a fork, or the reason why it can't be applied."""
 
     edit: Edit
     state: State | None
     reason: str = ""
 
     def __str__(self) -> str:
-        """One line for a terminal."""
+        """Return one line for a terminal."""
         return f"{self.edit.place}: {self.state.value}" if self.state else self.reason
 
 
 def check(edits: Sequence[Edit], root: str | os.PathLike[str]) -> list[Finding]:
-    """Look at every edit, and write nothing; an edit that fits and one that is there have a state."""
+    """Find the state of every edit, writing nothing; it is None for an edit that can't be applied."""
     return [_look(edit, Path(root)) for edit in edits]
 
 
 def apply(edits: Sequence[Edit], root: str | os.PathLike[str]) -> list[Path]:
-    """Put in what is missing; the files that changed, none if all was there.
+    """Insert the edits that are missing; return the files that changed.
 
     Raises:
         PruneError: if an edit has no place, or is there in another form. Nothing is written then.
@@ -45,7 +45,7 @@ def apply(edits: Sequence[Edit], root: str | os.PathLike[str]) -> list[Path]:
 
 
 def revert(edits: Sequence[Edit], root: str | os.PathLike[str]) -> list[Path]:
-    """Take out what :func:`apply` put in, changed or not; the files that changed.
+    """Remove what :func:`apply` inserted, changed since or not; return the files that changed.
 
     Raises:
         PruneError: if a file or one of two markers is gone. Nothing is written then.
@@ -57,7 +57,7 @@ def diff(edits: Sequence[Edit], root: str | os.PathLike[str]) -> str:
     """Return the patch as a unified diff for this fork (``patch -p1``), whether it is applied or not.
 
     Raises:
-        PruneError: as :func:`apply`.
+        PruneError: as :func:`apply` does.
     """
     without = _changed(edits, Path(root), remove)
     both = {path: (old, _all(edits, path, old, Path(root), _insert_missing)) for path, old in without.items()}
@@ -83,7 +83,7 @@ def _insert_missing(source: Source, edit: Edit) -> Source:
 
 
 def _path(root: Path, edit: Edit) -> Path:
-    """``root`` is the folder that holds the package, or the package itself."""
+    """Return the path of an edit's file; ``root`` is the folder of the package, or the package itself."""
     first, _, below = edit.file.partition("/")
     package = root.resolve()
     if below and not (package / first).exists() and package.name == first:
@@ -99,7 +99,7 @@ def _read(path: Path, edit: Edit) -> Source:
 
 
 def _changed(edits: Sequence[Edit], root: Path, change: Change) -> dict[Path, Source]:
-    """Every file of the patch, as it is after ``change``."""
+    """Return every file of the patch, as it is after ``change``."""
     first = {_path(root, edit): edit for edit in reversed(edits)}
     sources = {path: _read(path, edit) for path, edit in first.items()}
     return {path: _all(edits, path, source, root, change) for path, source in sources.items()}

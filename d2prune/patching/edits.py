@@ -1,4 +1,4 @@
-"""What a patch says: which lines of ours go where."""
+"""The format of a patch: lines, and the places where they are inserted."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _KNOWN = _NEEDED | {"symbol", "variable", "uses"}
 
 @dataclass(frozen=True)
 class Edit:
-    """Lines for one place of one file.
+    """Lines to insert at one place of one file.
 
     Attributes:
-        name: ``patch/edit``; it stands in the markers around the lines.
+        name: ``patch/edit``, as written in the markers around the lines.
         file: path below the fork's root, with slashes.
-        symbol: dotted path of a class or a function in the file; empty: the module itself.
+        symbol: dotted path of a class or a function in the file; empty for the module itself.
         where: one of ``PLACES``.
-        lines: ours, without the indentation of the place; four spaces for each level of their own.
-        variable: of "after assignment".
+        lines: the lines, without the indentation of the place; four spaces for each level of their own.
+        variable: the assigned variable, for "after assignment".
         uses: names that the lines take from the function around them.
     """
 
@@ -55,7 +55,7 @@ class Edit:
 
     @property
     def place(self) -> str:
-        """For messages."""
+        """The place in words, for messages."""
         return f"{self.name} ({self.file}, {self.where} of {self.symbol or 'the module'})"
 
 

@@ -1,4 +1,4 @@
-"""One edit in one file: put in, recognised, and taken out again by the markers around it."""
+"""Inserting, recognising and removing one edit in one file, by the markers around it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from d2prune.patching.source import Source
 
 
 class State(Enum):
-    """How far an edit is there."""
+    """The state of an edit in a file."""
 
     ABSENT = "not there yet; it fits"
     THERE = "there"
@@ -19,7 +19,7 @@ class State(Enum):
 
 
 def state_of(source: Source, edit: Edit) -> State:
-    """Raise PruneError if the edit's markers are damaged."""
+    """Return the state of the edit in the file; raise PruneError if its markers are damaged."""
     block = _block(source, edit)
     if block is None:
         return State.ABSENT
@@ -31,7 +31,7 @@ def insert(source: Source, edit: Edit) -> Source:
     """Return the file with the edit.
 
     Raises:
-        PruneError: if there is no place for it, or the result would not be Python or not come out again.
+        PruneError: if there is no place for it, the result would not be Python, or can't be reverted.
     """
     place = find_place(source, edit)
     after = _insert(source, edit, place)
@@ -89,7 +89,7 @@ def _insert(source: Source, edit: Edit, place: Place) -> Source:
 
 
 def _beside_blocks(lines: list[str], line: int) -> int:
-    """The parser doesn't see markers: a place at the edge of another edit's block goes outside it."""
+    """Return ``line``, moved outside of another edit's block: the parser does not see markers."""
     while line < len(lines) and lines[line].strip().startswith(END):
         line += 1
     while line > 0 and lines[line - 1].strip().startswith(BEGIN):

@@ -1,4 +1,4 @@
-"""A Python file as text that comes back byte by byte."""
+"""Python files as text that encodes to the same bytes again."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Source:
 
     Attributes:
         file: its name, for messages.
-        text: with the line endings of the file.
-        encoding: of the bytes, as the file declares it.
+        text: the text, with the line endings of the file.
+        encoding: encoding of the bytes, as the file declares it.
     """
 
     file: str
@@ -30,7 +30,7 @@ class Source:
 
     @classmethod
     def decode(cls, file: str, data: bytes) -> Source:
-        """Raise PruneError if the file isn't text in the encoding that it declares."""
+        """Decode a file; raise PruneError if it isn't text in the encoding that it declares."""
         try:
             encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
             source = cls(file, data.decode(encoding), encoding)
@@ -46,7 +46,7 @@ class Source:
 
     @property
     def lines(self) -> list[str]:
-        """With their endings, counted as Python's parser counts them."""
+        """The lines with their endings, split as Python's parser splits them."""
         return _LINE.findall(self.text)
 
     def with_lines(self, lines: list[str]) -> Source:

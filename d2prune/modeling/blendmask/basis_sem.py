@@ -1,4 +1,4 @@
-"""The semantic map of things that the bases' auxiliary loss learns."""
+"""The semantic map of instances' classes: the target of the bases' auxiliary loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blend the bases inside each box (BlendMask, arXiv 2001.00309, section 3.2)."""
+"""The blending of bases inside each box (BlendMask, arXiv 2001.00309, section 3.2)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from d2prune.errors import PruneError
 
 
 class Blender:
-    """Turn bases and per-instance attention into masks. Has no parameters: a plain object."""
+    """A function of bases and per-instance attention to masks, without parameters."""
 
     @configurable
     def __init__(
@@ -62,7 +62,7 @@ class Blender:
 
     @property
     def num_coefficients(self) -> int:
-        """Channels of the top layer: B * A * A."""
+        """Number of channels of the top layer: B * A * A."""
         return self.num_bases * self.attention_size**2
 
     def add_masks(self, bases: list[Tensor], detections: list[Instances]) -> list[Instances]:

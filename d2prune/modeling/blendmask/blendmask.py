@@ -28,7 +28,7 @@ Batch = list[dict[str, Any]]
 
 
 class BlendMask(nn.Module):
-    """FCOS boxes, bases from the FPN, and masks blended from both.
+    """A detector with FCOS boxes, bases from the FPN, and masks blended from both.
 
     With a panoptic module it also learns and predicts a semantic map, and combines the two.
     """
@@ -53,7 +53,7 @@ class BlendMask(nn.Module):
         pixel_std: list[float],
         visualize: bool = False,
     ) -> None:
-        """Tie the parts together.
+        """Store the parts, and build the top layer.
 
         Args:
             backbone: FPN.
@@ -121,7 +121,7 @@ class BlendMask(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is, and batches are moved to."""
+        """The device of the model, to which batches are moved."""
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: Batch) -> Any:
@@ -148,7 +148,7 @@ class BlendMask(nn.Module):
         return self._detect(batched_inputs, images, features)
 
     def preprocess_image(self, batched_inputs: Batch) -> ImageList:
-        """Normalise, then pad with zeros at the bottom and right."""
+        """Normalise the images, then pad them with zeros at the bottom and right."""
         images = [item["image"].to(self.device) for item in batched_inputs]
         return self._pad([(image - self.pixel_mean) / self.pixel_std for image in images])
 

@@ -26,7 +26,7 @@ def build_basis_module(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Mo
 
 
 def _conv_block(in_channels: int, out_channels: int, norm: str | None) -> nn.Sequential:
-    """3x3 convolution, norm, relu. An empty norm name means neither norm nor bias."""
+    """Build 3x3 convolution, norm and relu. An empty norm name means neither norm nor bias."""
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=norm is None)
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:
@@ -37,7 +37,7 @@ def _conv_block(in_channels: int, out_channels: int, norm: str | None) -> nn.Seq
 
 
 def _seg_head(in_channels: int, channels: int, num_classes: int) -> nn.Sequential:
-    """Semantic logits incl. background; its norm is BatchNorm whatever the rest uses."""
+    """Build the head for semantic logits incl. background; it uses BatchNorm whatever the rest uses."""
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
         nn.BatchNorm2d(channels),
@@ -50,7 +50,7 @@ def _seg_head(in_channels: int, channels: int, num_classes: int) -> nn.Sequentia
 
 
 class ProtoNet(nn.Module):
-    """Predict B bases that all instances of an image share.
+    """A decoder that predicts B bases, which all instances of an image share.
 
     ``loss_on`` may be switched off after building; the semantic head then stays unused.
     """

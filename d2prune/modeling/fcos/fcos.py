@@ -19,7 +19,7 @@ from .targets import TargetAssigner, locations_on_grid
 
 
 class FCOS(nn.Module):
-    """Detect boxes at every location of the pyramid (arXiv 1904.01355)."""
+    """A detector of boxes at every location of the pyramid (arXiv 1904.01355)."""
 
     @configurable
     def __init__(
@@ -35,7 +35,7 @@ class FCOS(nn.Module):
         yield_proposal: bool = False,
         yield_box_features: bool = False,
     ) -> None:
-        """Tie the parts together.
+        """Store the parts.
 
         Args:
             fcos_head: the dense network.
@@ -127,7 +127,7 @@ class FCOS(nn.Module):
 
 
 def _checked(gt_instances: list[Instances] | None, num_classes: int) -> list[Instances]:
-    """Refuse what would be learnt wrongly: the class after the last one means background."""
+    """Raise PruneError without ground truth, or for classes out of range: one would mean background."""
     if gt_instances is None:
         raise PruneError(
             "the batch has no 'instances', which FCOS learns from; "
@@ -155,7 +155,7 @@ def _loss(fcos: CfgNode) -> FCOSLoss:
 
 
 def _check(fcos: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
-    """Refuse levels that do not fit together: the boxes would be silently wrong."""
+    """Raise PruneError for levels that do not fit together: the boxes would be silently wrong."""
     choices = (
         ("LOC_LOSS_TYPE", LOC_LOSSES),
         ("LOSS_NORMALIZER_CLS", NORMALIZERS),

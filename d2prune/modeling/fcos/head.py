@@ -19,7 +19,7 @@ HeadOutput = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[
 
 
 class Scale(nn.Module):
-    """One learnable factor, shape (1,)."""
+    """A learnable factor of shape (1,)."""
 
     def __init__(self, init: float = 1.0) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Scale(nn.Module):
 
 
 class PerLevelNorm(nn.ModuleList):
-    """One normalisation layer per pyramid level behind a convolution that all levels share."""
+    """The norms, one per pyramid level, behind a convolution that all levels share."""
 
     def forward(self, x: Tensor, level: int) -> Tensor:
         """Normalise ``x`` ``(N, C, H, W)`` with the statistics of its level."""
@@ -119,7 +119,7 @@ def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 class FCOSHead(nn.Module):
-    """Predict class logits, box distances and centre-ness at every location of every level."""
+    """The head that predicts class logits, box distances and centre-ness at every location and level."""
 
     @configurable
     def __init__(

@@ -1,4 +1,4 @@
-"""From FCOS's dense predictions to detections."""
+"""Detections from FCOS's dense predictions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FCOSInference:
-    """Select, decode and suppress.
+    """The selection, decoding and non-maximum suppression of detections.
 
     Attributes:
         strides: of the levels, in pixels.
@@ -52,7 +52,7 @@ class FCOSInference:
         top_feats: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Return per image: pred_boxes (not clipped), scores, pred_classes, locations, fpn_levels.
+        """Return per image pred_boxes (not clipped), scores, pred_classes, locations and fpn_levels.
 
         Args are lists over levels of what ``FCOSHead`` returns, with ``locations`` (H_l * W_l, 2) and
         ``image_sizes`` (height, width) without padding. With top features also ``top_feat`` (n, T).

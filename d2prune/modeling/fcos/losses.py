@@ -76,7 +76,7 @@ def _flatten(maps: list[Tensor]) -> Tensor:
 
 @dataclass
 class FCOSLoss:
-    """Compute FCOS's three losses.
+    """FCOS's three losses.
 
     Attributes:
         num_classes: foreground classes.
@@ -105,7 +105,7 @@ class FCOSLoss:
         ctrness: list[Tensor],
         top_feats: list[Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Instances | Tensor]]:
-        """Return the losses, and what later stages learn from.
+        """Return the losses, and the positive locations for later stages.
 
         Args:
             targets: of the batch.

@@ -1,4 +1,4 @@
-"""Which location learns which instance: FCOS's assignment with centre sampling."""
+"""FCOS's assignment of instances to locations, with centre sampling."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def locations_on_grid(feature: Tensor, stride: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Targets:
-    """What each of the batch's M locations should say; level-first: level, image, y, x.
+    """The targets of the batch's M locations, ordered level-first: level, image, y, x.
 
     Attributes:
         labels: (M,) class, or the number of classes for background.
@@ -49,7 +49,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class TargetAssigner:
-    """Assign instances to locations (arXiv 1904.01355 section 3.2; centre sampling 2006.09214).
+    """The assignment of instances to locations (arXiv 1904.01355 section 3.2, centre sampling 2006.09214).
 
     Attributes:
         strides: of the levels, in pixels.
