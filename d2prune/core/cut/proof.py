@@ -172,7 +172,7 @@ def _run_at(size: str, pruned: nn.Module, forward: Forward) -> Outputs:
 
 
 def _undecided(masked: Mapping[str, Outputs], rounding: Mapping[str, float]) -> set[str]:
-    """Return outputs that rounding alone decides (top-k of equal scores), but those on the first input."""
+    """Return outputs that rounding alone decides (top-k of equal scores), except on the first input."""
     labels = (label for size in list(masked)[1:] for label in _names(size, masked))
     found = {label for label in labels if ROUNDING * rounding[label] > MOST}
     if found:
@@ -181,7 +181,7 @@ def _undecided(masked: Mapping[str, Outputs], rounding: Mapping[str, float]) -> 
 
 
 def _names(size: str, outputs: Mapping[str, Outputs]) -> dict[str, str]:
-    """What the outputs on an input are called in messages, by what they are called."""
+    """Return the names of the outputs on an input of ``size``, by their labels in messages."""
     first = next(iter(outputs))
     return {(n if size == first else f"{n} on an input of {size}"): n for n in outputs[size]}
 

@@ -79,7 +79,7 @@ class PruneSpec:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(
             {**vars(PruneSpec("")), **state}
-        )  # version 1 was pickled as it was, with fewer fields
+        )  # specs of version 1 were pickled with fewer fields
 
     def __deepcopy__(self, memo: object) -> PruneSpec:
         return self

@@ -109,7 +109,7 @@ class _Settling:
             if self._close(self._corrected()[0]):
                 return True
         except MISFITS as error:
-            told(error)  # raises what is a mistake of ours
+            told(error)  # raises the error if it is a bug in d2prune
         back = {p: {n: (b, a) for n, (a, b) in values.items()} for p, values in attributes.items()}
         set_attributes(self._model, back)
         return False

@@ -53,7 +53,7 @@ def _is_split(change: CallChange) -> bool:
 
 
 def _function(node: ast.Call) -> str:
-    """The name of the function or method that is called."""
+    """Return the name of the function or method that is called."""
     return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
