@@ -42,6 +42,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="of d2prune's classes; AdelaiDet's are in use"))
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A list of cases that turned out empty is an error, where pytest skips the test."""
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        cases = mark.args[1] if len(mark.args) > 1 else mark.kwargs["argvalues"]
+        if hasattr(cases, "__len__") and not len(cases):
+            raise pytest.UsageError(f"{metafunc.definition.nodeid} has no cases")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of fixtures beside the checkout, which not every machine has."""

@@ -14,6 +14,7 @@ from detectron2.config import get_cfg as stock_cfg
 from detectron2.engine import DefaultTrainer
 
 import d2prune
+from tests.each import each
 
 CONTRACT = {
     "PruneError", "PruneResult", "PruneSpec", "PruneTrainer", "PruningCheckpointer", "PruningMixin",
@@ -67,7 +68,7 @@ assert not changed
 
 def test_every_name_of_the_contract_is_there():
     assert set(d2prune.__all__) >= CONTRACT
-    assert all(getattr(d2prune, name, None) is not None for name in d2prune.__all__)
+    assert all(getattr(d2prune, name, None) is not None for name in each(d2prune.__all__))
 
 
 def test_prune_has_the_contracts_parameters():
@@ -77,7 +78,7 @@ def test_prune_has_the_contracts_parameters():
         "example_inputs", "forward_fn", "allow_inexact", "verify",
     ]  # fmt: skip
     assert list(parameters)[: len(names)] == names
-    assert all(p.kind is p.KEYWORD_ONLY for p in list(parameters.values())[len(names) :])
+    assert all(p.kind is p.KEYWORD_ONLY for p in each(list(parameters.values())[len(names) :]))
     defaults = {name: parameters[name].default for name in names[1:]}
     assert not defaults.pop("ratios") and tuple(defaults.pop("protect")) == ()
     assert defaults == {
@@ -97,7 +98,7 @@ def test_the_other_functions_have_the_contracts_parameters(function, names):
 
 
 def test_no_default_is_mutable():
-    for name in d2prune.__all__:
+    for name in each(d2prune.__all__):
         if inspect.isfunction(function := getattr(d2prune, name)):
             defaults = [p.default for p in inspect.signature(function).parameters.values()]
             assert not [d for d in defaults if isinstance(d, (list, dict, set))], name

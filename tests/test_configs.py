@@ -14,6 +14,7 @@ from d2prune.engine.finetuning import prepare
 from d2prune.engine.settings import check_modes, request_from_cfg, trace_input_from_cfg
 from d2prune.modeling import basis_sem_from_instances
 from d2prune.pruning import prune_model
+from tests.each import each
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ONE_STAGE = ("BlendMask", "FCOS-Detection")  # the others' configs are tested beside their models
@@ -72,7 +73,7 @@ def prune_and_train(cfg):
     batch = [item([[10.0, 12.0, 60.0, 70.0], [50.0, 20.0, 120.0, 90.0]]), item([[4.0, 4.0, 90.0, 80.0]])]
     losses = pruned(batch)
     sum(losses.values()).backward()
-    assert all(torch.isfinite(loss) for loss in losses.values()), losses
+    assert all(torch.isfinite(loss) for loss in each(losses.values())), losses
     idle = [name for name, parameter in pruned.named_parameters() if parameter.grad is None]
     assert not idle
     optimizer.step()
@@ -98,7 +99,7 @@ def test_it_merges_and_builds(file):
 def test_its_schedule_ends_after_its_last_step(file):
     solver = read(file).SOLVER
     assert list(solver.STEPS) == sorted(solver.STEPS)
-    assert all(step < solver.MAX_ITER for step in solver.STEPS)
+    assert all(step < solver.MAX_ITER for step in each(solver.STEPS))
 
 
 def test_no_two_configs_share_an_output_folder():

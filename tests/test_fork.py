@@ -12,6 +12,7 @@ from d2prune import fork
 from d2prune.adapters import TraceInput
 from d2prune.errors import PruneError
 from d2prune.rebuild import spec_of_model
+from tests.each import each
 from tests.tiny_blendmask import SIDE, snapshot, tiny_cfg, tiny_model, tiny_prune
 
 
@@ -52,7 +53,7 @@ def test_a_pruned_file_gives_its_widths(result, saved, finetune):
 def test_a_resized_model_loads_as_a_fresh_one_does(result, saved):
     loaded = d2prune.load(saved, fitted("MODEL.WEIGHTS", saved))
     want, got = snapshot(result.model), snapshot(loaded)
-    assert all(torch.equal(want[name], got[name]) for name in want)
+    assert all(torch.equal(want[name], got[name]) for name in each(want))
 
 
 UNTOUCHED = {
@@ -111,6 +112,6 @@ def test_a_checkpointer_knows_pruned_models(result, tmp_path):
 def test_dense_outputs_are_those_that_are_proved():
     model, images = tiny_model(), torch.rand(1, 3, SIDE, SIDE) * 255
     want, got = TraceInput(model).dense(model, images), fork.dense_outputs(model, images)
-    assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in want)
+    assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in each(want))
     with pytest.raises(PruneError, match="no adapter for Linear"):
         fork.dense_outputs(nn.Linear(1, 1), images)

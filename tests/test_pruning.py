@@ -13,6 +13,7 @@ import d2prune
 from d2prune.errors import PruneError
 from d2prune.pruning import prune
 from d2prune.rebuild import rebuild
+from tests.each import each
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +116,10 @@ def test_grad_mode_and_gradients_are_left_alone():
         result = prune(model, 0.4, example_inputs=images())
         assert not torch.is_grad_enabled()
     assert result.proof.exact
-    assert all(torch.equal(p.grad, gradients[n]) for n, p in model.named_parameters() if n in gradients)
+    assert all(
+        torch.equal(p.grad, gradients[n])
+        for n, p in each((n, p) for n, p in model.named_parameters() if n in gradients)
+    )
     assert all(p.grad is None or p.grad.shape == p.shape for p in result.model.parameters())
 
 

@@ -13,6 +13,7 @@ from d2prune.adapters import TraceInput
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.errors import PruneError
 from d2prune.rebuild import prune_further, spec_of_model
+from tests.each import each
 from tests.tiny_blendmask import SIDE, equal, snapshot, tiny_cfg, tiny_model, tiny_prune
 
 LOSS = "MODEL.BASIS_MODULE.LOSS_ON"
@@ -62,7 +63,7 @@ def test_a_model_on_meta_is_rebuilt_and_runs(result):
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
     outputs = trace_input.inference(model)
     assert {name: tensor.shape for name, tensor in outputs.items()} == wide
-    assert all(tensor.is_meta for tensor in outputs.values())
+    assert all(tensor.is_meta for tensor in each(outputs.values()))
     assert shapes(model) == shapes(result.model)
 
 

@@ -13,6 +13,7 @@ import d2prune
 from d2prune.adapters import find_adapter
 from d2prune.core.plan.costs import measure
 from d2prune.errors import PruneError
+from tests.each import each
 from tests.tiny_blendmask import NARROW_R_50, SIDE, batch, detect, equal, snapshot, tiny_model, train_step
 
 FROZEN = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BACKBONE.FREEZE_AT", 2)
@@ -76,7 +77,7 @@ def test_the_smaller_model_infers_and_trains(pair):
 
 
 def test_the_backbone_tells_its_new_widths(pair):
-    for model in pair:
+    for model in each(pair):
         told = {name: shape.channels for name, shape in model.backbone.output_shape().items()}
         with torch.no_grad():
             found = {name: x.shape[1] for name, x in model.backbone(images(model)).items()}
@@ -91,7 +92,7 @@ def test_inside_it_computes_the_dense_outputs(pair):
         with d2prune.traceable(model) as f:
             outputs = f(x)
     assert isinstance(outputs, tuple) and f.names == tuple(expected)
-    for name, got in zip(f.names, outputs, strict=True):
+    for name, got in each(zip(f.names, outputs, strict=True)):
         assert torch.allclose(got, expected[name], rtol=1e-3, atol=1e-4), name
 
 

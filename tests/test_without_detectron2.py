@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import d2prune
+from tests.each import each
 from tests.meta.test_packaging import extra, required
 from tests.plain_net import X, net
 
@@ -125,9 +126,9 @@ except AttributeError:
 """)
     )
     assert len(said) == len(d2prune._OF_DETECTRON2) + 1
-    for name in d2prune._OF_DETECTRON2:
+    for name in each(d2prune._OF_DETECTRON2):
         assert said[name].startswith(f"d2prune.{name} needs Detectron2")
-    for text in said.values():
+    for text in each(said.values()):
         assert "\n" not in text and "No module named 'detectron2'" in text
         assert "pip install d2prune[detectron2]" in text and "tools/install_detectron2.py" in text
 

@@ -23,6 +23,7 @@ import d2prune
 from d2prune.adapters import TraceInput
 from d2prune.core.plan.costs import measure
 from d2prune.lazy.config_format import LazyFormat
+from tests.each import each
 from tests.modeling.small_models import training_batch
 
 SIZE = (128, 192)
@@ -156,7 +157,7 @@ def stands(make, path, items=None, amount=0.45, left=()):
     d2prune.save(result, path / "pruned.pth")
     loaded = d2prune.load(path / "pruned.pth", make())
     want, got = dense(result.model), dense(loaded)
-    assert set(want) == set(got) and all(torch.equal(want[name], got[name]) for name in want)
+    assert set(want) == set(got) and all(torch.equal(want[name], got[name]) for name in each(want))
     runs(loaded)
     trains(loaded, items or batch(), left)
     return result
@@ -176,11 +177,11 @@ def comes_back(model_config, result, path):
 
 
 def tells_its_widths(model):
-    for backbone in (m for m in model.modules() if hasattr(m, "_out_feature_channels")):
+    for backbone in each(m for m in model.modules() if hasattr(m, "_out_feature_channels")):
         features = backbone.eval()(torch.zeros(1, 3, 64, 64))
         told = {name: shape.channels for name, shape in backbone.output_shape().items()}
         assert told == {name: features[name].shape[1] for name in told}
-    for block in (module for module in model.modules() if isinstance(module, CNNBlockBase)):
+    for block in each(module for module in model.modules() if isinstance(module, CNNBlockBase)):
         widths = [m.out_channels for m in block.modules() if isinstance(m, torch.nn.Conv2d)]
         assert block.out_channels in widths
 

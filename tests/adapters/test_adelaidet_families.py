@@ -18,6 +18,7 @@ from d2prune.adapters.shapes import refresh_shapes
 from d2prune.errors import PruneError
 from d2prune.modeling import HAS_ADELAIDET, basis_sem_from_instances
 from tests.adapters.families import SIZE, batch, dense, lively, stands, trains
+from tests.each import each
 from tests.modeling.small_models import PANOPTIC, small_cfg
 
 if not HAS_ADELAIDET:
@@ -163,7 +164,7 @@ def test_families_stand(family, tmp_path):
     struct = torch.load(tmp_path / "pruned.pth", weights_only=False)["struct"]
     want, got = dense(result.model), dense(struct)
     assert type(struct).__module__.startswith("adet.")
-    assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in want)
+    assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in each(want))
 
 
 class Distance(nn.Module):
@@ -249,8 +250,8 @@ def test_solov2_is_run_as_it_runs_itself():
     with torch.no_grad():
         model([{"image": image, "height": SIZE[0], "width": SIZE[1]}])
         dense = TraceInput(model).adapter.dense(model, image[None].float(), training_branches=False)
-    for name, tensors in seen.items():
-        for number, tensor in enumerate(tensors, 1):
+    for name, tensors in each(seen.items()):
+        for number, tensor in each(enumerate(tensors, 1)):
             ours = dense[name if name == "masks" else f"level{number}/{name}"]
             assert torch.allclose(ours, tensor, atol=1e-5 * tensor.abs().max())
 

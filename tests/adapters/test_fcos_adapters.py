@@ -17,6 +17,7 @@ from d2prune.modeling import BlendMask, OneStageDetector
 from d2prune.pruning import find_groups, measure_model, prune
 from d2prune.rebuild import rebuild
 from tests.adapters.families import SIZE, dense
+from tests.each import each
 from tests.modeling.small_models import (
     LEVELS_550,
     PANOPTIC,
@@ -102,18 +103,18 @@ def test_every_family_is_pruned_exactly_rebuilt_and_trains(arch, name):
     want = dense(mask(copy.deepcopy(model).double(), result.spec))
     got = dense(copy.deepcopy(result.model).double())
     assert set(want) == set(got) == set(result.proof.compared)
-    assert all((want[k] - got[k]).abs().max() <= 1e-9 * want[k].abs().max() for k in want)
+    assert all((want[k] - got[k]).abs().max() <= 1e-9 * want[k].abs().max() for k in each(want))
     takes_the_spec_and_the_weights(make(arch, name), result)
     losses = backward(result.model, batch())
-    assert all(loss.isfinite() for loss in losses.values())
-    assert all(p.grad is not None for p in result.model.parameters() if p.requires_grad)
+    assert all(loss.isfinite() for loss in each(losses.values()))
+    assert all(p.grad is not None for p in each(p for p in result.model.parameters() if p.requires_grad))
 
 
 def takes_the_spec_and_the_weights(fresh, result):
     rebuild(fresh, PruneSpec.from_json(result.spec.to_json()))
     fresh.load_state_dict(result.model.state_dict(), strict=True)
     want, got = dense(result.model), dense(fresh)
-    assert all(torch.equal(want[k], got[k]) for k in want)
+    assert all(torch.equal(want[k], got[k]) for k in each(want))
 
 
 def test_detections_of_a_rebuilt_model_are_bit_equal():
@@ -171,7 +172,7 @@ def test_the_semantic_loss_may_change_between_prune_and_finetune(before, after):
     assert not (found.unexpected_keys if after == "loss on" else found.missing_keys)
     want, got = dense(result.model), dense(model)
     assert set(want) ^ set(got) == {"basis_sem"}
-    assert all(torch.equal(want[k], got[k]) for k in set(want) & set(got))
+    assert all(torch.equal(want[k], got[k]) for k in each(set(want) & set(got)))
     losses = backward(model, batch())
     assert ("loss_basis_sem" in losses) == (after == "loss on")
 

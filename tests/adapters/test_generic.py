@@ -14,6 +14,7 @@ from d2prune.adapters import TraceInput, base
 from d2prune.adapters.generic import GenericAdapter
 from d2prune.errors import PruneError
 from tests.adapters.families import build, small_zoo_cfg, stands, tells_its_widths
+from tests.each import each
 
 
 def conv(inputs, outputs, stride=1):
@@ -96,7 +97,7 @@ def test_parts_are_pruned_inside_and_what_comes_out_of_them_stays(caplog, tmp_pa
     loaded = d2prune.load(tmp_path / "pruned.pth", made_up())
     images = torch.rand(2, 3, 64, 64) * 255
     want, got = (m.eval()([{"image": image} for image in images]) for m in (result.model, loaded))
-    assert all(torch.equal(a["instances"], b["instances"]) for a, b in zip(want, got, strict=True))
+    assert all(torch.equal(a["instances"], b["instances"]) for a, b in each(zip(want, got, strict=True)))
     losses = loaded.train()([{"image": image} for image in images])
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in loaded.parameters())

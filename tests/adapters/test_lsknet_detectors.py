@@ -12,6 +12,7 @@ import d2prune
 from d2prune import PruneError
 from d2prune.modeling.rotated import has_rotated_operators
 from tests.adapters.families import SIZE, build, runs, shrunk, stands, trains
+from tests.each import each
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "LSKNet"
 SMALL = {
@@ -53,7 +54,7 @@ def row(result, end):
 
 def test_it_stands(stood):
     ends = "mlp.fc1 attn.proj_1 fpn_lateral3 fpn_output3 rpn_head.conv box_head.fc1 box_head.fc2"
-    for end in ends.split():
+    for end in each(ends.split()):
         assert row(stood, end).status == "pruned"
 
 

@@ -26,6 +26,7 @@ from tests.adapters.families import (
     small_zoo_cfg,
     stands,
 )
+from tests.each import each
 
 MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 GN = {
@@ -140,7 +141,7 @@ def test_images_of_any_size_are_padded_as_the_model_does():
     outputs = TraceInput(model, image).outputs(model)
     assert outputs["p2/objectness"].shape[-2:] == (16, 24)
     assert outputs["p2/objectness"].dtype == torch.float32
-    assert all(t.is_floating_point() for t in dense(model.double()).values())
+    assert all(t.is_floating_point() for t in each(dense(model.double()).values()))
 
 
 def test_heads_that_nobody_knows_are_refused_by_name():

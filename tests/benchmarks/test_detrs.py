@@ -14,6 +14,7 @@ from torch import nn
 import d2prune
 from d2prune.modeling.unfuse import is_frozen_norm
 from tests.benchmarks.small_detrs import KINDS, detections, detr, pictures, targets
+from tests.each import each
 
 
 def pruned(model, amount=0.3, **options):
@@ -38,7 +39,7 @@ def exact_and_reloads(kind, result, path):
     loaded = d2prune.load(path, detr(kind)).eval()
     with torch.no_grad():
         want, got = (detections(model, pictures(2)) for model in (result.model, loaded))
-    assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
+    assert all(torch.equal(a, b) for a, b in each(zip(want, got, strict=True)))
     assert not torch.allclose(*want[0], atol=1e-4)  # of two pictures
 
 
@@ -57,14 +58,14 @@ def test_backbone_encoder_and_decoder_all_get_smaller(result):
     cut = [row.name for row in result.coverage if row.status == "pruned"]
     for part in ("backbone", "encoder", "decoder", "self_attn", "mlp"):
         assert any(part in name for name in cut), part
-    assert all(row.reason for row in result.coverage if row.status != "pruned")
+    assert all(row.reason for row in each(row for row in result.coverage if row.status != "pruned"))
 
 
 def test_depthwise_convolutions_follow(kind, result):
     found = [(m, result.model.get_submodule(n)) for n, m in detr(kind).named_modules() if is_conv(m)]
     depthwise = [(old, new) for old, new in found if old.groups > 1]
     assert len(depthwise) == (0 if kind.startswith("RT") else 8)
-    for old, new in depthwise:
+    for old, new in each(depthwise):
         assert new.groups == new.in_channels == new.out_channels < old.groups
 
 
@@ -102,7 +103,9 @@ def test_it_trains_with_its_own_losses(kind, result):
         out = model(x, labels=targets())
         optimizer.zero_grad()
         out.loss.backward()
-        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+        assert all(
+            torch.isfinite(p.grad).all() for p in each(p for p in model.parameters() if p.grad is not None)
+        )
         optimizer.step()
         losses.append(out.loss.item())
     assert any("dn" in name for name in out.loss_dict)
@@ -131,7 +134,9 @@ def test_a_model_in_training_mode_stays_in_it_and_as_it_was():
     before = copy.deepcopy(model.state_dict())
     got = pruned(model, verify=False)
     assert got.model.training and model.training
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in each(zip(before.values(), model.state_dict().values(), strict=True))
+    )
 
 
 @pytest.mark.slow
@@ -150,7 +155,7 @@ def test_onnx_computes_what_the_pruned_model_does(kind, result, tmp_path):
     with torch.no_grad():
         want = model(x)
     got, other = (session.run(None, {"images": p.numpy()}) for p in (x, 1 - x))
-    for mine, another, expected in zip(got, other, want, strict=True):
+    for mine, another, expected in each(zip(got, other, want, strict=True)):
         torch.testing.assert_close(torch.from_numpy(mine), expected, atol=1e-4, rtol=1e-4)
         assert abs(mine - another).max() > 1e-2
 

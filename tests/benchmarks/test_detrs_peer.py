@@ -10,6 +10,9 @@ import torch_pruning as tp
 from torch import nn
 
 from tests.benchmarks.small_detrs import detections, detr, pictures
+from tests.pinned import pinned
+
+pytestmark = pinned("torch-pruning", "1.6.1")
 
 
 class Backbone(nn.Module):
@@ -42,7 +45,7 @@ def test_parts_of_a_split_with_several_readers_end_in_an_index_error():
 
 def test_frozen_norms_keep_their_width():
     model = cut(Backbone())
-    with pytest.raises(RuntimeError, match="size of tensor a"):
+    with pytest.raises(RuntimeError):
         model(pictures())
 
 

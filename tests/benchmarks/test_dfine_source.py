@@ -14,6 +14,8 @@ pytest.importorskip("src.zoo.dfine", reason="the root of a D-FINE checkout is no
 
 from src.core import YAMLConfig, yaml_utils
 
+from tests.each import each
+
 CONFIGS = Path(yaml_utils.__file__).resolve().parents[2] / "configs" / "dfine"
 LEAST = {"n": 0.36, "s": 0.31, "m": 0.31, "l": 0.40, "x": 0.40}  # of the parameters, at 0.3 of the channels
 SIDE = {"n": 320}  # with two levels, 300 queries need a larger picture
@@ -45,12 +47,12 @@ def test_every_size_gets_smaller_exactly_and_works(size, tmp_path):
     result = d2prune.prune(model, 0.3, target="channels", allocation="uniform", example_inputs=x)
     assert result.proof.exact and set(result.proof.compared) == {"output.pred_logits", "output.pred_boxes"}
     assert 1 - result.after.params / result.before.params >= LEAST[size]
-    assert all(row.reason for row in result.coverage if row.status != "pruned")
+    assert all(row.reason for row in each(row for row in result.coverage if row.status != "pruned"))
     d2prune.save(result, tmp_path / "p.pth")
     loaded = d2prune.load(tmp_path / "p.pth", build(size)[0]).eval()
     with torch.no_grad():
         want, got = (m(torch.cat([x, 1 - x])) for m in (result.model.eval(), loaded))
-    assert all(torch.equal(want[name], got[name]) for name in want)
+    assert all(torch.equal(want[name], got[name]) for name in each(want))
     assert not torch.allclose(*want["pred_logits"], atol=1e-3)  # of two pictures
     trains(result.model, config.criterion, x)
 
@@ -61,8 +63,8 @@ def trains(model, criterion, x):
     out = model.train()(torch.cat([x, x]), targets=targets)
     losses = criterion(out, targets, epoch=0, step=0, global_step=0, epoch_step=1)
     sum(losses.values()).backward()
-    assert all(torch.isfinite(loss) for loss in losses.values())
-    assert all(p.requires_grad for p in model.parameters() if p.grad is not None)
+    assert all(torch.isfinite(loss) for loss in each(losses.values()))
+    assert all(p.requires_grad for p in each(p for p in model.parameters() if p.grad is not None))
 
 
 def test_encoder_outputs_are_exact():

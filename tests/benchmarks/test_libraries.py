@@ -7,6 +7,7 @@ import torch
 
 import d2prune
 from d2prune.benchmarks.row import lively
+from tests.each import each
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -70,11 +71,11 @@ def test_a_model_as_it_comes_is_pruned_exactly(name, tmp_path):
     assert result.proof.exact, result.proof
     attention = [r for r in result.coverage if r.name.endswith(("qkv", "attn.q", "q_proj", "query"))]
     assert any(row.status == "pruned" for row in attention)
-    assert all(row.status == "pruned" or "reached without it" in row.reason for row in attention)
+    assert all(row.status == "pruned" or "reached without it" in row.reason for row in each(attention))
     d2prune.save(result, tmp_path / "p.pth")
     loaded = d2prune.load(tmp_path / "p.pth", MAKE[name]()).eval()
     with torch.no_grad():
-        for got, want in zip(flat(loaded(x)), flat(result.model.eval()(x)), strict=True):
+        for got, want in each(zip(flat(loaded(x)), flat(result.model.eval()(x)), strict=True)):
             assert torch.equal(got, want)
     result.model.train()
     sum(t.float().mean() for t in flat(result.model(torch.cat([x, x])))).backward()

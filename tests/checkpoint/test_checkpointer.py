@@ -17,6 +17,7 @@ from d2prune.errors import PruneError
 from d2prune.rebuild import rebuild
 from tests.checkpoint.hostile import Reduce, build, places, write
 from tests.checkpoint.loading import load, untouched
+from tests.each import each
 from tests.tiny_blendmask import detect, equal, snapshot, tiny_model
 
 
@@ -122,7 +123,7 @@ def test_zoo_files_are_matched_by_name(tmp_path):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(zoo(model)))
     before = snapshot(other)
     load(other, tmp_path / "x.pkl")
-    for name, tensor in snapshot(other).items():
+    for name, tensor in each(snapshot(other).items()):
         source = snapshot(model) if name.startswith("backbone.bottom_up.") else before
         assert torch.equal(tensor, source[name]), name
 

@@ -13,6 +13,7 @@ from torch import nn
 from d2prune.checkpoint.reader import read_checkpoint, read_pickle, read_spec
 from d2prune.errors import PruneError
 from tests.checkpoint.hostile import Chained, Listed, Reduce, build, places, write
+from tests.each import each
 
 KINDS = ("zip", "legacy", "pkl")
 
@@ -54,7 +55,7 @@ def test_tensors_and_plain_data_come_back(tmp_path, kind):
     write(data, tmp_path / "x.pth", kind)
     read = read_checkpoint(tmp_path / "x.pth")
     assert read.keys() == data.keys() and read["plain"] == data["plain"]
-    assert all(torch.equal(read["model"][k], v) for k, v in data["model"].items())
+    assert all(torch.equal(read["model"][k], v) for k, v in each(data["model"].items()))
     assert read["optimizer"]["param_groups"] == data["optimizer"]["param_groups"]
     assert torch.equal(read["half"], data["half"]) and read["dtype"] is torch.float16
     assert isinstance(read["parameter"], nn.Parameter) and read["parameter"].requires_grad
@@ -79,7 +80,7 @@ def test_a_seed_style_struct_is_skipped(tmp_path, kind):
     write({"struct": model, "model": model.state_dict()}, tmp_path / "x.pth", kind)
     read = read_checkpoint(tmp_path / "x.pth")
     assert set(read) == {"model"}
-    assert all(torch.equal(read["model"][k], v) for k, v in model.state_dict().items())
+    assert all(torch.equal(read["model"][k], v) for k, v in each(model.state_dict().items()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,7 +111,7 @@ def test_truncated_files_are_refused(tmp_path, kind):
     write(data["array"] if kind == "pkl" else data, tmp_path / "whole", kind)
     whole = (tmp_path / "whole").read_bytes()
     cuts = {0, 1, 2, 4, 10, 22, 64, 100, len(whole) - 1, len(whole) - 2, len(whole) - 22}
-    for cut in cuts | set(range(7, len(whole), max(1, len(whole) // 60))):
+    for cut in each(cuts | set(range(7, len(whole), max(1, len(whole) // 60)))):
         (tmp_path / "x.pth").write_bytes(whole[:cut])
         assert not attempt(tmp_path / "x.pth", kind), f"{cut} of {len(whole)} bytes were read"
 

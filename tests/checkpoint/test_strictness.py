@@ -15,6 +15,7 @@ from d2prune.errors import PruneError
 from d2prune.modeling.unfuse import thaw
 from d2prune.rebuild import rebuild
 from tests.checkpoint.loading import load, untouched
+from tests.each import each
 from tests.tiny_blendmask import detect, equal, snapshot, tiny_model, tiny_prune, train_step
 
 LOSS = "MODEL.BASIS_MODULE.LOSS_ON"
@@ -152,5 +153,5 @@ def test_frozen_norms_and_batch_norms_exchange_weights(tmp_path, log, thawed_fir
     assert torch.equal(here["pred_classes"], there["pred_classes"])
     assert torch.allclose(here["pred_boxes"], there["pred_boxes"], atol=1e-3)
     kept = {k: v for k, v in snapshot(source).items() if k in snapshot(target)}
-    assert all(torch.equal(snapshot(target)[k], v) for k, v in kept.items())
+    assert all(torch.equal(snapshot(target)[k], v) for k, v in each(kept.items()))
     assert any(isinstance(m, nn.BatchNorm2d) for m in target.modules())

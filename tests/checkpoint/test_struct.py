@@ -10,6 +10,7 @@ from torch import nn
 
 from d2prune.checkpoint import PruningCheckpointer, read_checkpoint
 from d2prune.checkpoint.struct import Struct
+from tests.each import each
 from tests.tiny_blendmask import detect, equal, tiny_model
 
 
@@ -50,7 +51,7 @@ def test_parameters_stay_parameters_and_frozen_ones_frozen(tmp_path):
 
 def test_state_dict_and_struct_share_their_tensors(tmp_path):
     read = through_file(closure_net(), tmp_path)
-    for name, tensor in read["struct"].state_dict().items():
+    for name, tensor in each(read["struct"].state_dict().items()):
         assert tensor.data_ptr() == read["model"][name].data_ptr(), name
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from d2prune.checkpoint import PruningCheckpointer, build_model
+from tests.each import each
 from tests.tiny_blendmask import tiny_cfg, tiny_model
 
 
@@ -30,4 +31,4 @@ def test_what_is_saved_of_it_holds_the_module_again(narrow, path, tmp_path):
     PruningCheckpointer(build_model(cfg), str(tmp_path)).save("model_final")
     cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
     again = build_model(cfg)
-    assert all(torch.equal(v, narrow.state_dict()[k]) for k, v in again.state_dict().items())
+    assert all(torch.equal(v, narrow.state_dict()[k]) for k, v in each(again.state_dict().items()))

@@ -10,6 +10,7 @@ import d2prune
 from d2prune.checkpoint import read_checkpoint, read_spec
 from d2prune.checkpoint.pruned_model import trusted_struct
 from d2prune.rebuild import spec_of_model
+from tests.each import each
 from tests.tiny_blendmask import detect, tiny_model
 
 FILE = Path(__file__).parents[1] / "fixtures" / "version_1" / "blendmask.pth"
@@ -21,7 +22,7 @@ def test_a_trainers_checkpoint_loads_and_runs():
     model = d2prune.load(FILE, tiny_model()).eval()
     weights = read_checkpoint(FILE)["model"]
     assert len(weights) == len(model.state_dict())
-    assert all(torch.equal(model.state_dict()[name], w.float()) for name, w in weights.items())
+    assert all(torch.equal(model.state_dict()[name], w.float()) for name, w in each(weights.items()))
     detect(model)
 
 

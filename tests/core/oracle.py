@@ -9,6 +9,7 @@ from torch import nn
 
 from d2prune.adapters.base import flatten
 from d2prune.core.layers.kinds import axis_width
+from tests.each import each
 
 
 def hold_back(model, spec):
@@ -36,7 +37,7 @@ def masked_equals_pruned(model, result, inputs):
     want = outputs(hold_back(copy.deepcopy(model), result.spec), inputs)
     got = outputs(copy.deepcopy(result.model), inputs)
     assert set(want) == set(got)
-    for name, tensor in want.items():
+    for name, tensor in each(want.items()):
         scale = tensor.abs().max()
         assert scale > 0 and (tensor - got[name]).abs().max() <= 1e-9 * scale, name
 
@@ -50,7 +51,7 @@ def trains(model, inputs):
 
 def widths_agree(result):
     """The spec's widths, the layers' own attributes and the tensors say the same."""
-    for name, keep in result.spec.layers.items():
+    for name, keep in each(result.spec.layers.items()):
         target = result.model
         for part in name.split("."):
             target = getattr(target, part)
@@ -76,8 +77,8 @@ def parameterised(model):
 def covered_once(model, result):
     rows = [row.name for row in result.coverage]
     assert len(rows) == len(set(rows))
-    for name in parameterised(model):
+    for name in each(parameterised(model)):
         bare = [n for n, _ in model.get_submodule(name).named_parameters(name, recurse=False)]
         assert name in rows or set(bare) <= set(rows), name
-    for row in result.coverage:
+    for row in each(result.coverage):
         assert (row.status == "pruned") == (row.after < row.before) == (not row.reason), row

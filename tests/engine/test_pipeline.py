@@ -16,6 +16,7 @@ import d2prune
 from d2prune.checkpoint import build_from_cfg, read_checkpoint, read_spec
 from d2prune.errors import PruneError
 from d2prune.rebuild import spec_of_model
+from tests.each import each
 from tests.engine.tiny_runs import command, log_of, run_cfg, train_net, weights_of
 from tests.tiny_blendmask import CONFIG, detect, equal, picture, tiny_cfg, tiny_model
 
@@ -72,7 +73,7 @@ def test_the_report_tells_the_prune(pruned):
         "pruned", "protected", "skipped",
     }  # fmt: skip
     assert [stage["name"] for stage in report["stages"]] == ["baseline", "pruned"]
-    assert all(0 <= stage["box_ap"] <= 100 for stage in report["stages"])
+    assert all(0 <= stage["box_ap"] <= 100 for stage in each(report["stages"]))
 
 
 def test_pruned_yaml_builds_and_loads_the_pruned_model(pruned):
@@ -252,8 +253,8 @@ def test_without_an_evaluator_there_is_no_ap_and_it_says_so(data, baseline, tmp_
     cfg = run_cfg(tmp_path, "MODEL.PRUNE", True, "MODEL.WEIGHTS", str(baseline), "DATASETS.TEST", ())
     assert not d2prune.PruneTrainer(cfg).train()
     assert set(FILES) <= {file.name for file in tmp_path.iterdir()}
-    assert all(stage["box_ap"] is None for stage in report_of(tmp_path)["stages"])
+    assert all(stage["box_ap"] is None for stage in each(report_of(tmp_path)["stages"]))
     assert "not evaluated" in heard.text and "proved exact" in heard.text
     cfg = run_cfg(tmp_path / "b", "MODEL.PRUNE", True, "MODEL.WEIGHTS", str(baseline))
     d2prune.PruneTrainer(cfg).train()
-    assert all(stage["box_ap"] is None for stage in report_of(tmp_path / "b")["stages"])
+    assert all(stage["box_ap"] is None for stage in each(report_of(tmp_path / "b")["stages"]))

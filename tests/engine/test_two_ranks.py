@@ -9,6 +9,7 @@ import torch
 from detectron2.utils import comm
 
 from d2prune.errors import PruneError
+from tests.each import each
 from tests.engine.tiny_runs import run_cfg
 from tests.tiny_blendmask import tiny_model
 
@@ -66,8 +67,8 @@ def ends(baseline, tmp_path_factory):
 def test_all_ranks_end_with_the_same_models(ends):
     _, (first, second) = ends
     assert first[0]["spec"] == second[0]["spec"] and len(first[0]["models"]) == 2
-    for one, other in zip(first[0]["models"], second[0]["models"], strict=True):
-        assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    for one, other in each(zip(first[0]["models"], second[0]["models"], strict=True)):
+        assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in each(one))
 
 
 def test_errors_reach_all_ranks(ends):

@@ -8,6 +8,7 @@ import d2prune.modeling  # noqa: F401  registers the architectures
 from d2prune.config import get_cfg
 from d2prune.pruning import prune
 from d2prune.report.matching import match
+from tests.each import each
 
 CONFIG = "configs/BlendMask/digits_R_18.yaml"
 SIZE = (128, 128)
@@ -70,7 +71,7 @@ def same_results(model, predictor, **sizes):
     """Every field of every detection: close where it is a number, else nearly all the same."""
     with torch.no_grad():
         results = model.eval()(batch(**sizes))
-    for eager, other in zip(results, predictor(batch(**sizes)), strict=True):
+    for eager, other in each(zip(results, predictor(batch(**sizes)), strict=True)):
         assert eager.keys() == other.keys()
         same_instances(eager["instances"], other["instances"])
         if "sem_seg" in eager:

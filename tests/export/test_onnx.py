@@ -11,6 +11,7 @@ from d2prune.export import FORMATS, export_onnx, exporter, load_onnx
 from d2prune.export.dense import DenseModel
 from d2prune.export.parity import TOLERANCE, check_parity
 from d2prune.export.predictor import OnnxPredictor
+from tests.each import each
 from tests.export.narrow_models import (
     FIVE_LEVELS,
     PANOPTIC,
@@ -97,7 +98,7 @@ def test_model_passed_in_is_untouched(pytestconfig):
     assert {parameter.dtype for parameter in dense.parameters()} == {torch.float32}
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in each(model.state_dict().items()))
 
 
 def test_padding_is_zero_once_normalised(blendmask):

@@ -24,6 +24,7 @@ from d2prune.lazy.config import read_lazy_config
 from d2prune.lazy.config_format import LazyFormat
 from d2prune.lazy.run import main
 from tests.adapters.families import lively
+from tests.each import each
 from tests.engine.tiny_runs import ROOT, log_of, loggers_put_back, weights_of
 from tests.tiny_blendmask import equal
 
@@ -82,7 +83,7 @@ def test_the_contracts_files_are_there(pruned_run):
     assert report["proof"]["exact"] and abs(report["reached"] - 0.4) < 0.01
     assert report["input_size"] == [64, 64], "the test size of the data loader"
     assert [row["name"] for row in report["stages"]] == ["baseline", "pruned"]
-    assert all(row["latency_ms"] and 0 <= row["box_ap"] <= 100 for row in report["stages"])
+    assert all(row["latency_ms"] and 0 <= row["box_ap"] <= 100 for row in each(report["stages"]))
     assert not (pruned_run / "metrics.json").exists()
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.each import each
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "patches/README.md"]
 DOCUMENTS += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
@@ -44,7 +46,7 @@ def project_files() -> list[Path]:
 
 def test_no_machine_path():
     found = []
-    for path in project_files():
+    for path in each(project_files()):
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.each import each
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "d2prune"
-MODULES = sorted(PACKAGE.rglob("*.py"))
+MODULES = each(sorted(PACKAGE.rglob("*.py")))
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
 
 # A part imports only parts of its own rank or a lower one; the package's __init__ is the top.

@@ -11,6 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 import d2prune
 from d2prune.adapters import TraceInput
 from d2prune.modeling import HAS_ADELAIDET, basis_sem_from_instances
+from tests.each import each
 from tests.modeling.small_models import LEVELS_550, RT, eager, small_cfg, training_batch
 
 if not HAS_ADELAIDET:
@@ -73,7 +74,7 @@ def same_detections(one, other):
     torch.manual_seed(1)
     first = detections(one)
     torch.manual_seed(1)
-    for a, b in zip(first, detections(other), strict=True):
+    for a, b in each(zip(first, detections(other), strict=True)):
         assert len(a) > 0
         assert torch.equal(a.scores, b.scores)
         assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
@@ -95,7 +96,7 @@ def test_half_the_macs_go_exactly(result):
 
 def test_it_is_counted_on_meta(model):
     outputs = TraceInput(model).inference(copy.deepcopy(model).to("meta"))
-    assert all(tensor.is_meta for tensor in outputs.values())
+    assert all(tensor.is_meta for tensor in each(outputs.values()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -111,7 +112,7 @@ def test_the_pruned_model_trains(result):
     optimizer = torch.optim.SGD(parameters, lr=1e-4)
     losses = model(batch())
     sum(losses.values()).backward()
-    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert all(torch.isfinite(loss) for loss in each(losses.values()))
     assert not [n for n, p in zip(names, parameters, strict=True) if p.grad is None]
     optimizer.step()
     assert detections(model)

@@ -8,6 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
 
 from d2prune.errors import PruneError
+from tests.each import each
 from tests.modeling.small_models import LEVELS_550, RT, small_cfg
 
 RGB = ShapeSpec(channels=3)
@@ -21,7 +22,7 @@ def test_levels_and_their_sizes(pairs, names):
     backbone = build_backbone(small_cfg(*pairs))
     features = backbone(torch.randn(1, 3, 96, 160))
     assert list(features) == names.split() and backbone.size_divisibility == 32
-    for name, feature in features.items():
+    for name, feature in each(features.items()):
         stride = 2 ** int(name[1])
         assert backbone.output_shape()[name].stride == stride
         assert feature.shape == (1, 32, -(-96 // stride), -(-160 // stride))

@@ -8,6 +8,7 @@ from detectron2.structures import Boxes, Instances
 
 from d2prune.errors import PruneError
 from d2prune.modeling.blendmask import Blender
+from tests.each import each
 from tests.modeling.small_models import instances, small_cfg
 
 
@@ -56,7 +57,7 @@ def test_masks_are_set_per_image():
         batch.append(found)
     blend.add_masks([torch.randn(3, 3, 16, 16)], batch)
     assert [f.pred_masks.shape for f in batch] == [(2, 1, 14, 14), (0, 1, 14, 14), (1, 1, 14, 14)]
-    assert all(((f.pred_masks >= 0) & (f.pred_masks <= 1)).all() for f in batch)
+    assert all(((f.pred_masks >= 0) & (f.pred_masks <= 1)).all() for f in each(batch))
 
 
 def test_loss_is_small_for_the_right_mask_and_large_for_its_complement():

@@ -11,6 +11,7 @@ from detectron2.structures import PolygonMasks
 
 from d2prune.errors import PruneError
 from d2prune.modeling import basis_sem_from_instances
+from tests.each import each
 from tests.modeling.small_models import LEVELS_550, PANOPTIC, RT, backward, build, eager, training_batch
 
 LOSSES = {"loss_basis_sem", "loss_mask", "loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"}
@@ -44,7 +45,7 @@ def same(one, two):
 def test_every_family_trains_and_detects(pairs):
     model, batch = build(*pairs), training_batch()
     losses = backward(model, batch)
-    assert set(losses) == LOSSES and all(v.isfinite() for v in losses.values())
+    assert set(losses) == LOSSES and all(v.isfinite() for v in each(losses.values()))
     assert missing_gradients(model) == []
     found = detections(eager(model), [{**batch[0], "height": 60, "width": 80}, batch[1]])
     assert [f.pred_masks.shape[1:] for f in found] == [(60, 80), (80, 112)]
@@ -56,7 +57,7 @@ def test_every_family_trains_and_detects(pairs):
 def test_images_without_instances_still_reach_every_parameter(empty, pairs):
     model = build(*pairs)
     losses = backward(model, training_batch(empty))
-    assert set(losses) == LOSSES and all(v.isfinite() for v in losses.values())
+    assert set(losses) == LOSSES and all(v.isfinite() for v in each(losses.values()))
     assert missing_gradients(model) == []
 
 
@@ -178,7 +179,7 @@ def test_double_agrees_with_float():
     single = model.eval().backbone(model.preprocess_image(batch).tensor)
     model.double()
     double = model.backbone(model.preprocess_image(batch).tensor)
-    assert all(f.dtype == torch.float64 for f in double.values())
+    assert all(f.dtype == torch.float64 for f in each(double.values()))
     torch.testing.assert_close(single["p3"].double(), double["p3"], rtol=1e-3, atol=1e-3)
     head = model.proposal_generator.fcos_head(list(double.values()), model.top_layer)
     bases, _ = model.basis_module(double)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from d2prune.errors import PruneError
+from tests.each import each
 from tests.modeling.small_models import backward, build, eager, training_batch
 
 FCOS_LOSSES = {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"}
@@ -19,7 +20,7 @@ def test_detector_trains_and_detects():
     model = detector("MODEL.FCOS.USE_SCALE", True)
     batch = training_batch()
     assert set(backward(model, batch)) == FCOS_LOSSES
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert all(p.grad is not None for p in each(p for p in model.parameters() if p.requires_grad))
     with torch.no_grad():
         results = eager(model).eval()(batch)
     assert [r["instances"].image_size for r in results] == [(96, 128), (80, 112)]

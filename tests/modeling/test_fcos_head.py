@@ -12,6 +12,7 @@ from torch import nn
 from d2prune.errors import PruneError
 from d2prune.modeling.fcos import FCOSHead
 from d2prune.modeling.fcos.head import PerLevelNorm, build_tower
+from tests.each import each
 from tests.modeling.small_models import LEVELS_550, RT, build, small_cfg
 
 
@@ -29,7 +30,7 @@ def test_five_lists_in_level_order():
     logits, distances, ctrness, tops, towers = head()(features, top, yield_bbox_towers=True)
     for maps, channels in ((logits, 5), (distances, 4), (ctrness, 1), (tops, 7), (towers, 32)):
         assert [m.shape for m in maps] == [(2, channels, *f.shape[2:]) for f in features]
-    assert all((d >= 0).all() for d in distances)
+    assert all((d >= 0).all() for d in each(distances))
     assert head()(features)[3:] == ([], [])
 
 
@@ -67,8 +68,8 @@ def test_levels_are_counted_anew_by_every_call():
     module.eval()
     whole = module(features)
     module(features[:2])  # a call with fewer levels must leave nothing shifted
-    for one, two in zip(whole, module(features), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    for one, two in each(zip(whole, module(features), strict=True)):
+        assert all(torch.equal(a, b) for a, b in each(zip(one, two, strict=True)))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_levels_are_counted_anew_by_every_call():
 def test_tower_layout(norm, expected):
     tower = build_tower(2, 32, norm, 3)
     assert [type(m) for m in tower] == expected * 2
-    assert all(m.bias is not None for m in tower if isinstance(m, nn.Conv2d))
+    assert all(m.bias is not None for m in each(m for m in tower if isinstance(m, nn.Conv2d)))
 
 
 def test_empty_tower_is_identity():

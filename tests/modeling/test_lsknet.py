@@ -14,6 +14,7 @@ from d2prune import PruneError
 from d2prune.config import add_lsknet_config, read_config
 from d2prune.modeling import LSKNet, build_lsknet_backbone
 from d2prune.modeling.lsknet import Block
+from tests.each import each
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "LSKNet"
 DETECTORS = {
@@ -81,7 +82,7 @@ def test_stages_have_their_strides_and_widths(size):
     outputs = model(torch.rand(2, 3, *size))
     told = model.output_shape()
     assert list(outputs) == list(told) == ["stage2", "stage4"]
-    for name, tensor in outputs.items():
+    for name, tensor in each(outputs.items()):
         sides = [-(-side // told[name].stride) for side in size]
         assert tensor.shape == (2, told[name].channels, *sides)
 

@@ -15,6 +15,7 @@ from torch import nn
 import d2prune.modeling  # noqa: F401  registers the narrow backbones
 from d2prune.modeling.unfuse import thaw, unfused
 from d2prune.pruning import prune
+from tests.each import each
 
 
 def resnet_fpn(depth=50, norm="FrozenBN", fpn_norm="GN", freeze_at=2):
@@ -74,10 +75,10 @@ def test_outputs_are_equal_before_inside_and_after(depth, norm):
     with unfused(model):
         inside = run(model, x)
         assert not any(isinstance(m, (Conv2d, FrozenBatchNorm2d)) for m in model.modules())
-    for name, tensor in before.items():
+    for name, tensor in each(before.items()):
         assert torch.allclose(tensor, inside[name], rtol=1e-4, atol=1e-4), name
     assert same(run(model, x), before) and facts(model) == known
-    for key, value in model.state_dict(keep_vars=True).items():
+    for key, value in each(model.state_dict(keep_vars=True).items()):
         assert torch.equal(value, state.pop(key)[1]), key
     assert not state
 
@@ -122,9 +123,9 @@ def test_a_copy_made_inside_is_a_model():
     model, x = resnet_fpn(18, "BN"), images()
     with unfused(model):
         twin = copy.deepcopy(model)
-    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in each(zip(
         run(model, x).values(), run(twin, x).values(), strict=True
-    ))  # fmt: skip
+    )))  # fmt: skip
 
 
 def test_widths_that_torch_pruning_changes_inside_are_kept():
@@ -154,7 +155,7 @@ def test_thawing_is_for_good_and_exact():
     assert names and not any(isinstance(m, FrozenBatchNorm2d) for m in model.modules())
     assert all(model.get_submodule(n).weight.requires_grad for n in names)
     after = run(model, x)
-    assert all(torch.allclose(before[k], after[k], rtol=1e-4, atol=1e-4) for k in before)
+    assert all(torch.allclose(before[k], after[k], rtol=1e-4, atol=1e-4) for k in each(before))
     assert all(f"{n}.num_batches_tracked" in model.state_dict() for n in names)
 
 
@@ -170,10 +171,8 @@ def test_a_zoo_backbone_is_pruned_everywhere_and_exactly(depth, norm, fpn_norm):
     rows = {row.name: row for row in result.coverage}
     convs = [n for n, m in model.named_modules() if isinstance(m, Conv2d)]
     outputs = {n for n in convs if "fpn_output" in n}
-    assert [n for n in convs if rows[n].status != "pruned" and n not in outputs] == []
+    assert [n for n in each(convs) if rows[n].status != "pruned" and n not in outputs] == []
     assert rows["bottom_up.stem.conv1"].after < 8 and rows["bottom_up.res2.0.conv1"].status == "pruned"
-    assert all(
-        isinstance(m, FrozenBatchNorm2d) for n, m in result.model.bottom_up.named_modules()
-        if n.endswith("norm")
-    )  # fmt: skip
+    norms = [m for n, m in result.model.bottom_up.named_modules() if n.endswith("norm")]
+    assert all(isinstance(m, FrozenBatchNorm2d) for m in each(norms))
     assert not result.model.bottom_up.stem.conv1.weight.requires_grad

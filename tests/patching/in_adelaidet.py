@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 
 import d2prune
 from d2prune.adapters import TraceInput
+from tests.each import each
 from tests.modeling import small_models
 
 FOLDER = Path(sys.argv[1])
@@ -26,7 +27,7 @@ def images():
 def forward_leaves_early(model):
     x = images()
     early, want = model.eval()(x), TraceInput(model).dense(model, x)
-    assert want.keys() == early.keys() and all(torch.equal(want[name], early[name]) for name in want)
+    assert want.keys() == early.keys() and all(torch.equal(want[name], early[name]) for name in each(want))
     sum(tensor.sum() for tensor in early.values()).backward()
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     (found,) = model([{"image": images()[0]}])
@@ -43,7 +44,7 @@ def a_pruned_file_decides(cfg):
     AdetCheckpointer(built).load(cfg.MODEL.WEIGHTS)
     x = images()
     want, got = (model.eval()(x) for model in (result.model, built))
-    assert all(torch.equal(want[name], got[name]) for name in want)
+    assert all(torch.equal(want[name], got[name]) for name in each(want))
     return built
 
 

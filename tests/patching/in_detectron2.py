@@ -14,6 +14,8 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone import resnet
 
+from tests.each import each
+
 assert "d2prune" not in sys.modules, "a patched Detectron2 imports nothing before it needs it"
 FOLDER = Path(sys.argv[1])
 
@@ -48,7 +50,7 @@ def pruned_models_are_known_without_d2prunes_trainer():
     assert predictor(torch.zeros(64, 96, 3, dtype=torch.uint8).numpy())
     want = dense(result.model)
     for model in (struct, built, loaded, predictor.model):
-        assert all(torch.equal(want[name], got) for name, got in dense(model).items())
+        assert all(torch.equal(want[name], got) for name, got in each(dense(model).items()))
     cfg.MODEL.FINETUNE = True
     assert d2prune.PruneTrainer.build_model(cfg).prune_spec == result.spec
     torch.save({"model": {}}, FOLDER / "unpruned.pth")

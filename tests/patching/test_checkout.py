@@ -12,6 +12,7 @@ import pytest
 from d2prune.errors import PruneError
 from d2prune.patching import apply, check, checkout, diff, revert
 from d2prune.patching.insertion import State
+from tests.each import each
 from tests.patching.made_up_fork import EDITS, FORK, STYLES, edit, write
 
 
@@ -86,7 +87,7 @@ GROWTH = {
 
 
 def changed(text, changes):
-    for old, new in changes.items():
+    for old, new in each(changes.items()):
         assert old in text
         text = text.replace(old, new)
     return text

@@ -15,6 +15,7 @@ import pytest
 import d2prune
 from d2prune.modeling import HAS_ADELAIDET
 from d2prune.patching import apply, read_edits, revert
+from tests.each import each
 
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
@@ -55,7 +56,7 @@ def patched_and_back(names, script, folder):
     root.mkdir()
     edits = {name: edits_of(patch) for name, patch in names.items()}
     before = {}
-    for name, of_it in edits.items():
+    for name, of_it in each(edits.items()):
         before |= copied(name, root, of_it)
         assert {path.relative_to(root) for path in apply(of_it, root)} <= before.keys()
     run(script, root, folder)

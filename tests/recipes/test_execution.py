@@ -11,6 +11,7 @@ from d2prune.adapters import TraceInput
 from d2prune.checkpoint import build_from_cfg, read_checkpoint
 from d2prune.config import read_config
 from d2prune.recipes import Recipe, carry_out, narrowed, write_recipe
+from tests.each import each
 from tests.recipes.test_what_if import STEPS
 from tests.tiny_lsknet import CONFIGS, TINY, pairs_of, tiny_lsk, tiny_lsk_cfg
 
@@ -35,9 +36,9 @@ def outputs(model):
 
 def test_it_is_exact_and_what_the_narrower_config_builds(done):
     _, narrow = done
-    assert narrow.result.proof.exact and all(row.how == "taken" for row in narrow.rows)
+    assert narrow.result.proof.exact and all(row.how == "taken" for row in each(narrow.rows))
     want, got = outputs(narrow.result.model), outputs(narrow.model)
-    assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in want)
+    assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in each(want))
 
 
 def test_widths_are_the_plans_and_the_rpn_keeps_its_own(done):
@@ -80,7 +81,7 @@ def test_what_is_not_exact_is_refused(name, reason):
 def test_what_is_not_exact_is_done_where_it_is_allowed():
     cfg = tiny_lsk_cfg()
     narrow = carry_out(cfg, tiny_lsk(cfg), narrowed(cfg, steps("head", "gate")), allow_inexact=True)
-    assert not narrow.result.proof.exact and all(row.how == "taken" for row in narrow.rows)
+    assert not narrow.result.proof.exact and all(row.how == "taken" for row in each(narrow.rows))
     gate = narrow.model.backbone.bottom_up.block4[0].attn.spatial_gating_unit
     assert gate.conv1.out_channels == gate.conv.in_channels == 10
 
@@ -108,7 +109,7 @@ def test_the_files_of_a_plan_are_a_config_and_the_weights_it_names(tmp_path):
     assert read == expected
     held = read_checkpoint(path.with_suffix(".pth"))["model"]
     loaded = build_from_cfg(read).state_dict()
-    assert held.keys() == loaded.keys() and all(torch.equal(held[name], loaded[name]) for name in held)
+    assert held.keys() == loaded.keys() and all(torch.equal(held[name], loaded[name]) for name in each(held))
 
 
 def test_without_a_model_only_the_config_is_written(tmp_path):

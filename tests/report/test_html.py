@@ -10,6 +10,7 @@ import pytest
 from d2prune.errors import PruneError
 from d2prune.report import Image, ImageRow, stage_table, verdict, write_report
 from d2prune.report.html import charts, left_whole, render
+from tests.each import each
 from tests.report.conftest import read
 
 IMAGES = [ImageRow("a.jpg", (Image("ground truth", b"png-1"), Image("pruned", b"png-2")))]
@@ -43,7 +44,7 @@ def test_tags_are_balanced_and_nothing_is_loaded(report):
     html = render(read(report), IMAGES)
     page = Page(html)
     assert page.open == [] and not {"script", "link", "iframe"} & set(page.tags)
-    assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert all(link.startswith("data:image/png;base64,") for link in each(page.links))
     assert "url(" not in html and "@import" not in html and "://" not in html
 
 
@@ -56,7 +57,7 @@ def test_verdict_comes_first(report):
 
 def test_figures_are_those_of_the_table(report):
     text = " ".join(Page(render(read(report))).text.split())
-    for figure in re.findall(r"[\d.]+ [MG]|[\d.]+ ms|[−+×][\d.]+", stage_table(read(report))):
+    for figure in each(re.findall(r"[\d.]+ [MG]|[\d.]+ ms|[−+×][\d.]+", stage_table(read(report)))):
         assert figure in text
 
 
@@ -80,7 +81,7 @@ def test_left_whole_is_sorted_by_what_was_forgone(report):
 def test_every_layer_is_covered(report):
     text = Page(render(read(report))).text
     text = text[text.index("Coverage") :]
-    for row in report["coverage"]:
+    for row in each(report["coverage"]):
         assert row["name"] in text and row["reason"] in text
 
 

@@ -14,6 +14,7 @@ from d2prune.errors import PruneError
 from d2prune.report import example_images
 from d2prune.report.drawing import SIDES, Drawing, draw
 from d2prune.report.images import choose
+from tests.each import each
 
 
 def pixels(png):
@@ -35,11 +36,11 @@ def draw_rows(cfg, scenes):
 def test_a_row_shows_truth_and_every_model(build, draw_rows):
     rows = draw_rows({"baseline": build(), "pruned": build()})
     assert len(rows) == 2
-    for row in rows:
+    for row in each(rows):
         assert [p.caption for p in row.images] == ["ground truth", "baseline", "pruned"]
         truth, *found = [pixels(p.png) for p in row.images]
         assert truth.shape == (256, 256, 3)  # 128 px scenes, enlarged
-        assert all((truth != one).any() for one in found)
+        assert all((truth != one).any() for one in each(found))
 
 
 def test_drawn_alike_every_time(build, draw_rows):

@@ -10,6 +10,7 @@ from torch import nn
 from d2prune.errors import PruneError
 from d2prune.report import environment, latency, latency_table, real_inputs, timing
 from d2prune.report.timing import evaluating
+from tests.each import each
 
 
 class Recorder(nn.Module):
@@ -108,7 +109,7 @@ def test_inputs_are_the_first_images_one_by_one(cfg, scenes):
     records, _ = scenes
     inputs = real_inputs(cfg, 3)
     assert [batch[0]["file_name"] for batch in inputs] == [r["file_name"] for r in records[:3]]
-    assert all(len(batch) == 1 and batch[0]["image"].shape[0] == 3 for batch in inputs)
+    assert all(len(batch) == 1 and batch[0]["image"].shape[0] == 3 for batch in each(inputs))
 
 
 def test_inputs_need_a_test_set(cfg):

@@ -22,6 +22,7 @@ from d2prune.core.types import Request
 from d2prune.errors import PruneError
 from d2prune.pruning import find_groups, prune
 from tests.core.nets import Chain, Residual, TwoOutputs, images, lively
+from tests.each import each
 
 NOT_EQUAL = re.compile(
     r"^the pruned model is not equal to the masked one: "
@@ -130,13 +131,13 @@ def test_neither_model_is_touched():
     case.verify()
     assert case.model.training
     for old, model in zip(before, (case.model, case.pruned), strict=True):
-        assert all(torch.equal(old[k], v) for k, v in model.state_dict().items())
+        assert all(torch.equal(old[k], v) for k, v in each(model.state_dict().items()))
 
 
 def test_the_control_masks_as_many_kept_units():
     case = Case(Residual())
     control = spec_of(control_plan(case.plan), "Residual", case.model)
-    for name, keep in control.layers.items():
+    for name, keep in each(control.layers.items()):
         real = case.spec.layers[name]
         width = case.spec.widths[name][1]
         if keep.inp is None:

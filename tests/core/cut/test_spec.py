@@ -15,6 +15,7 @@ from d2prune.errors import PruneError
 from d2prune.pruning import prune
 from d2prune.rebuild import rebuild, spec_of_model
 from tests.core.nets import CONVOLUTIONAL, Chain, Dense, Grouped, Mobile, Residual, group_norm, images, lively
+from tests.each import each
 
 
 def pruned(make=Residual, **request):
@@ -43,7 +44,7 @@ def test_rebuilding_keeps_the_weights_of_kept_channels():
     result = prune(model, 0.4, example_inputs=images())
     again = rebuild(copy.deepcopy(model), result.spec)
     state = result.model.state_dict()
-    assert all(torch.equal(state[k], v) for k, v in again.state_dict().items())
+    assert all(torch.equal(state[k], v) for k, v in each(again.state_dict().items()))
 
 
 def test_rebuilding_works_in_place_on_meta():
@@ -52,7 +53,7 @@ def test_rebuilding_works_in_place_on_meta():
         model = Mobile()
     weight = model.head.weight
     assert rebuild(model, result.spec) is model
-    assert all(t.is_meta for t in model.state_dict().values()) and model.head.weight is not weight
+    assert all(t.is_meta for t in each(model.state_dict().values())) and model.head.weight is not weight
     shapes = {k: v.shape for k, v in result.model.state_dict().items()}
     assert {k: v.shape for k, v in model.state_dict().items()} == shapes
 
@@ -83,7 +84,7 @@ def intact(model, spec, match):
     with pytest.raises(PruneError, match=match):
         rebuild(model, spec)
     after = model.state_dict(keep_vars=True)
-    assert all(after[k] is v and torch.equal(v, old) for k, (v, old) in before.items())
+    assert all(after[k] is v and torch.equal(v, old) for k, (v, old) in each(before.items()))
     assert spec_of_model(model) is None
 
 

@@ -26,6 +26,7 @@ from d2prune.core.layers.kinds import (
 from d2prune.core.layers.table import ATTENTION, CHANNEL_NORM, UNKNOWN, kind_of
 from d2prune.errors import PruneError
 from tests.core.nets import lively
+from tests.each import each
 
 FROZEN = torchvision.ops.FrozenBatchNorm2d
 IMAGE, TOKENS = (2, 8, 5, 5), (2, 5, 8)
@@ -105,5 +106,6 @@ def test_channel_norms_are_known_by_their_shape(norm):
 def test_only_the_table_asks_what_kind_of_layer_it_has_before_it():
     asks = re.compile(r"isinstance\([^)]*nn\.(Conv|Linear|\w*Norm|PReLU|Embedding)")
     package = Path(table.__file__).parents[2]
-    parts = [*package.glob("*.py"), *(package / "core").rglob("*.py"), *(package / "recipes").rglob("*.py")]
+    files = (package.glob("*.py"), (package / "core").rglob("*.py"), (package / "recipes").rglob("*.py"))
+    parts = [path for some in files for path in each(some)]
     assert [path.name for path in parts if asks.search(path.read_text(encoding="utf-8"))] == []

@@ -27,6 +27,7 @@ from tests.core.attentions import (
     Transformer,
     Unbound,
 )  # fmt: skip
+from tests.each import each
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,7 @@ def test_attention_is_pruned_exactly(attention, tmp_path):
     assert result.proof.exact and result.proof.error < 1e-12
     for layer in ("qkv", "query", "key", "value"):
         rows = [r for r in result.coverage if r.name.endswith(layer)]
-        assert all(row.status == "pruned" for row in rows)
+        assert all(row.status == "pruned" for row in each(rows))
     result.model.train()(tokens(5)).sum().backward()
     d2prune.save(result, tmp_path / "p.pth")
     loaded = d2prune.load(tmp_path / "p.pth", Transformer(attention)).eval()

@@ -8,6 +8,7 @@ import torch
 
 import d2prune
 from tests.core.nets import Chain, Residual, group_norm, images, lively
+from tests.each import each
 
 MODELS = {"chain": Chain, "groups": lambda: Chain(48, norm=group_norm(16)), "residual": Residual}
 
@@ -32,7 +33,7 @@ def test_accepting_all_is_the_plan_itself(answer):
     result, same = (d2prune.prune(model, 0.4, example_inputs=images(), interactive=a) for a in (ask, None))
     assert result.spec == same.spec and result.reached == same.reached
     assert [p.name for p in asked] == ["0.0", "1.0", "2.0"]
-    for proposal in asked:
+    for proposal in each(asked):
         before, after = proposal.widths[proposal.name, "out"]
         assert (before, after) == next(
             (r.before, r.after) for r in result.coverage if r.name == proposal.name

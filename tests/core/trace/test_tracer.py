@@ -13,6 +13,7 @@ from d2prune.pruning import find_groups, prune
 from tests.core import nets
 from tests.core.nets import CONVOLUTIONAL, Chain, block, group_norm, images, lively
 from tests.core.oracle import covered_once, masked_equals_pruned, trains, widths_agree
+from tests.each import each
 
 ALL = [(a, t) for a in ("uniform", "global") for t in ("channels", "params", "macs")]
 
@@ -47,7 +48,7 @@ def test_a_chain_has_one_group_per_layer():
     found = groups_of(Chain())
     assert list(found) == ["0.0", "1.0", "2.0", "3"]
     assert sites(found["0.0"]) == {("0.0", "out"), ("0.1", "out"), ("1.0", "in")}
-    assert all((g.units, g.step) == (g.width, 1) for g in found.values())
+    assert all((g.units, g.step) == (g.width, 1) for g in each(found.values()))
     assert found["3"].fixed == "is the model's output 'output'" and not found["2.0"].fixed
 
 
@@ -90,7 +91,7 @@ def test_groupnorm_loses_whole_groups_and_lowers_num_groups():
         size = old.num_channels // old.num_groups
         assert new.num_channels == new.num_groups * size
         kept = result.spec.layers[name].out
-        assert all(kept.count(i // size * size + j) == 1 for i in kept for j in range(size))
+        assert all(kept.count(i // size * size + j) == 1 for i in each(kept) for j in range(size))
 
 
 def test_one_normalisation_group_is_all_or_nothing():
@@ -113,7 +114,7 @@ def test_transposed_convolutions_of_any_groups(groups):
         nn.Sequential(block(3, 16), nn.ConvTranspose2d(16, 16, 2, 2, groups=groups), nn.Conv2d(16, 3, 1))
     )
     result = prune(model, 0.5, allocation="uniform", example_inputs=images())
-    assert result.proof.exact and all(r.status == "pruned" for r in result.coverage[:3])
+    assert result.proof.exact and all(r.status == "pruned" for r in each(result.coverage[:3]))
     masked_equals_pruned(model, result, images())
 
 
