@@ -61,11 +61,11 @@ def measure_plainness(entry: Entry, amount: float = 0.15) -> Plainness:
     torch.manual_seed(0)
     model, x = lively(entry.build().eval()), entry.inputs()
     result = prune(model, amount, allocation="uniform", example_inputs=x)
-    pruned, spec = Plain(result.model.eval()), result.spec
+    pruned, spec = Plain(result.model).eval(), result.spec
     classes = dict.fromkeys(type(result.model.get_submodule(path)).__name__ for path in spec.calls)
     calls = sum(map(len, spec.calls.values()))
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pruned.modules())
-    ways = {name: _way(way, Plain(model), pruned, x) for name, way in WAYS.items()}
+    ways = {name: _way(way, Plain(model).eval(), pruned, x) for name, way in WAYS.items()}
     attributes = sum(map(len, spec.attributes.values()))
     changed = f"{calls} ({', '.join(classes)})" if calls else "0"
     return Plainness(entry.name, attributes, len(spec.scales), changed, hooks, ways)
