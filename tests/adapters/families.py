@@ -181,9 +181,14 @@ def tells_its_widths(model):
         features = backbone.eval()(torch.zeros(1, 3, 64, 64))
         told = {name: shape.channels for name, shape in backbone.output_shape().items()}
         assert told == {name: features[name].shape[1] for name in told}
-    for block in each(module for module in model.modules() if isinstance(module, CNNBlockBase)):
-        widths = [m.out_channels for m in block.modules() if isinstance(m, torch.nn.Conv2d)]
-        assert block.out_channels in widths
+    blocks = [
+        module for module in model.modules() if isinstance(module, CNNBlockBase)
+    ]  # not of every backbone
+    assert [b for b in blocks if b.out_channels not in [m.out_channels for m in convolutions(b)]] == []
+
+
+def convolutions(module):
+    return [m for m in module.modules() if isinstance(m, torch.nn.Conv2d)]
 
 
 def trains(model, items, left=()):

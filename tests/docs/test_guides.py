@@ -11,8 +11,6 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from tests.each import each
-
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "guides"
 CHINESE = ".zh-CN.md"
 PAGES = sorted(FOLDER.glob("*.md"))
@@ -30,12 +28,9 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    found = []
-    for match in each(FENCED.finditer(text)):
-        note = match[1].strip()
-        assert note in ("", "no-run"), f"{page.name}: ```python {note}"
-        found.append(Block(match[2], not note, text.count("\n", 0, match.start()) + 2))
-    return found
+    found = [(match, match[1].strip()) for match in FENCED.finditer(text)]
+    assert {note for _, note in found} <= {"", "no-run"}, page.name
+    return [Block(m[2], not note, text.count("\n", 0, m.start()) + 2) for m, note in found]
 
 
 def in_the_other_language(page: Path) -> Path:

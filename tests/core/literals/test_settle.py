@@ -48,9 +48,8 @@ def pruned(attention, amount=0.3):
 def test_attention_is_pruned_exactly(attention, tmp_path):
     result = pruned(attention)
     assert result.proof.exact and result.proof.error < 1e-12
-    for layer in ("qkv", "query", "key", "value"):
-        rows = [r for r in result.coverage if r.name.endswith(layer)]
-        assert all(row.status == "pruned" for row in each(rows))
+    rows = [r for r in result.coverage if r.name.endswith(("qkv", "query", "key", "value"))]
+    assert all(row.status == "pruned" for row in each(rows))
     result.model.train()(tokens(5)).sum().backward()
     d2prune.save(result, tmp_path / "p.pth")
     loaded = d2prune.load(tmp_path / "p.pth", Transformer(attention)).eval()
