@@ -15,7 +15,7 @@ from d2prune.core.copies import in_float32
 from d2prune.core.cut.proof import MisfitError
 from d2prune.core.cut.spec import PruneSpec, spec_of
 from d2prune.core.literals.settle import settle
-from d2prune.core.literals.wanted import new_numbers
+from d2prune.core.literals.wanted import all_numbers, new_numbers
 from d2prune.core.types import PrunePlan
 from d2prune.errors import MISFITS, PruneError, told
 from d2prune.rebuild import prune_further
@@ -30,9 +30,11 @@ def cut_by_plan(model: Model, plan: PrunePlan, trace_input: TraceInput) -> tuple
         MisfitError: if the pruned copy does not run, or its code has numbers that can't be changed.
     """
     spec = dataclasses.replace(spec_of(plan, type(model).__name__, model), written_by=_versions())
-    pruned = prune_further(copy.deepcopy(model), spec)
+    pruned, wanted = prune_further(copy.deepcopy(model), spec), new_numbers(plan)
+    if all(new.unchanged for new in all_numbers(wanted)):
+        return spec, pruned
     try:
-        code = settle(in_float32(pruned), new_numbers(plan), trace_input.outputs)
+        code = settle(in_float32(pruned), wanted, trace_input.outputs)
     except PruneError as error:
         raise MisfitError(str(error)) from error
     except MISFITS as error:

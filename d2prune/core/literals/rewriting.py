@@ -68,7 +68,7 @@ def _changed(original: type[nn.Module], changes: tuple[CallChange, ...]) -> type
     return type(original.__name__, (_Changed, original), own)
 
 
-def _rebuilt(function: Function, below: Mapping[str, Any], owner: type | None = None) -> Function:
+def _rebuilt(function: Function, below: Mapping[str, Any]) -> Function:
     """Return ``function`` with changed calls, calling rebuilt functions where those have changed calls."""
     scope = function.__globals__
     inner = {name: below[name] for name in below if name}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from d2prune.core.literals.calls import Call, NumberedCalls, Numbers, following_
 from d2prune.core.literals.changes import Attributes, CodeChanges, apply_changes, set_attributes
 from d2prune.core.literals.scales import Ranges, as_ranges, asking_gradients, rows_behind, scale_rows
 from d2prune.core.literals.sites import frames_of_call, locate
-from d2prune.core.literals.wanted import Wanted, all_numbers, solved
+from d2prune.core.literals.wanted import Wanted, solved
 from d2prune.core.literals.written import CallChange, UnchangeableError
 from d2prune.core.types import CallKey, SizeLiteral
 from d2prune.errors import MISFITS, PruneError, told
@@ -40,17 +40,11 @@ def settle(model: nn.Module, wanted: Wanted, run: Run) -> CodeChanges:
     Raises:
         PruneError: if no attribute explains a number and its call can't be changed.
     """
-    if all(new.numbers == new.literal.numbers and new.scale == 1 for new in all_numbers(wanted)):
-        return CodeChanges()
     return _Settling(model, wanted, run).changes()
 
 
-@dataclass
-class _Wrong:
-    """A call with wrong numbers: the right ones by place, and its change if it was located."""
-
-    numbers: dict[int, float]
-    change: CallChange | UnchangeableError | None
+Wrong = dict[CallKey, CallChange | UnchangeableError | None]
+"""Calls that name other numbers than are wanted, and where they stand; None where that was not asked for."""
 
 
 class _Settling:
@@ -71,9 +65,7 @@ class _Settling:
             raise PruneError("numbers in the model's code can't be corrected: its outputs then differ")
         return changes
 
-    def _corrected(
-        self, locating: bool = False, scaled: bool = False
-    ) -> tuple[Outputs, dict[CallKey, _Wrong]]:
+    def _corrected(self, locating: bool = False, scaled: bool = False) -> tuple[Outputs, Wrong]:
         """Run with every call corrected; return the outputs, and the calls that needed it."""
         path = [""]
         calls = _Corrected(path, self._wanted, locating, self._scaled() if scaled else set())
@@ -161,7 +153,7 @@ class _Corrected(NumberedCalls):
     ) -> None:
         super().__init__(path)
         self.keys: dict[CallKey, Tensor] = {}
-        self.wrong: dict[CallKey, _Wrong] = {}
+        self.wrong: Wrong = {}
         self._wanted, self._locating, self._scaled = wanted, locating, scaled
 
     def make(self, key: CallKey, call: Call, redo: Callable[[], Any]) -> Any:
@@ -176,8 +168,7 @@ class _Corrected(NumberedCalls):
         ]
         if not changed:
             return redo()
-        places = _places(call, numbers, changed)
-        self.wrong[key] = _Wrong(places, _located(places) if self._locating else None)
+        self.wrong[key] = _located(_places(call, numbers, changed)) if self._locating else None
         return call.redo(numbers)
 
 
@@ -202,12 +193,12 @@ def _places(call: Call, numbers: Sequence[Numbers], changed: Sequence[int]) -> d
     return dict(enumerate(new))
 
 
-def _calls_changed(wrong: Mapping[CallKey, _Wrong]) -> dict[str, tuple[CallChange, ...]]:
+def _calls_changed(wrong: Wrong) -> dict[str, tuple[CallChange, ...]]:
     found: dict[str, dict[CallChange, CallChange]] = defaultdict(dict)
-    for (module, _), one in wrong.items():
-        if not isinstance(one.change, CallChange):
-            raise PruneError(f"a number in the code of '{module}' can't be changed: {one.change}")
-        known = found[module].setdefault(replace(one.change, numbers=()), one.change)
-        if known != one.change:
+    for (module, _), change in wrong.items():
+        if not isinstance(change, CallChange):
+            raise PruneError(f"a number in the code of '{module}' can't be changed: {change}")
+        known = found[module].setdefault(replace(change, numbers=()), change)
+        if known != change:
             raise PruneError(f"'{known.text}' in the code of {module} would need several numbers at once")
     return {module: tuple(changes.values()) for module, changes in found.items()}

@@ -29,6 +29,11 @@ class NewNumbers:
     producers: tuple[str, ...]
 
     @property
+    def unchanged(self) -> bool:
+        """Whether the code may name what it named."""
+        return self.numbers == self.literal.numbers and self.scale == 1
+
+    @property
     def scale(self) -> float:
         """The factor on the keys that keeps attention's scale; 1 for other kinds of literals."""
         return math.sqrt(self.size / self.literal.size) if self.literal.kind == "scale" else 1
