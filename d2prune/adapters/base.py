@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ class Adapter:
     old_names: ClassVar[Mapping[str, str]] = {}
     """Parts of parameter names in older checkpoints, and their present names."""
 
+    auxiliary_losses: ClassVar[Collection[str]] = ()
+    """Losses of branches that only run in training, which say nothing about what inference needs."""
+
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
         """Return, by name, the tensors that the model computes from images before any discrete choice.
 
@@ -41,6 +44,17 @@ class Adapter:
         Such layers may be absent, or new, when a pruned checkpoint is loaded under another setting.
         """
         return {}
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor | None:
+        """Return the loss of a labelled batch, with norms as in inference; None if it has no labels.
+
+        The default calls a model in training mode as Detectron2 does: list[dict] in, dict of losses out.
+        """
+        if not (HAS_DETECTRON2 and isinstance(batch, list) and isinstance(batch[0], Mapping)):
+            return None
+        from d2prune.adapters.training import training_loss
+
+        return training_loss(model, batch, self.auxiliary_losses)
 
     def after_resize(self, model: nn.Module) -> None:
         """Update integers that repeat a width; the default updates those of backbones and FPNs."""

@@ -29,6 +29,8 @@ class FCOSAdapter(Adapter):
 class BlendMaskAdapter(FCOSAdapter):
     """The adapter of BlendMask: FCOS, the bases, the attention (``top_feats``), and training's branches."""
 
+    auxiliary_losses = ("loss_basis_sem",)
+
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
         """See :meth:`Adapter.dense`."""
         features = model.backbone(normalized(model, images))

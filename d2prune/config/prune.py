@@ -20,11 +20,18 @@ def add_prune_config(cfg: CfgNode) -> None:
     keys.PRUNING.TARGET = "macs"
     # Fraction of the whole model's TARGET to remove: 0 < AMOUNT < 1.
     keys.PRUNING.AMOUNT = 0.5
-    # How channels are scored: "magnitude", a name given to @d2prune.register_criterion, or an importance
-    # of torch-pruning: "torch_pruning.LAMPImportance".
-    keys.PRUNING.CRITERION = "magnitude"
-    # How AMOUNT is shared out: "uniform" (same fraction of every group) or "global" (lowest scores).
-    keys.PRUNING.ALLOCATION = "global"
+    # How channels are chosen: "reconstruction" (what the others can replace goes), "fisher", "taylor",
+    # "magnitude", "random", a name given to @d2prune.register_criterion, or an importance of torch-pruning:
+    # "torch_pruning.LAMPImportance". "auto" is the first where there are images, else "magnitude".
+    keys.PRUNING.CRITERION = "auto"
+    # How AMOUNT is shared out: "per_cost" (least error per cost saved), "uniform" (same fraction of every
+    # group) or "global" (lowest scores). "auto" is the first for criteria measured on images, else "uniform".
+    keys.PRUNING.ALLOCATION = "auto"
+    # Images of DATASETS.TRAIN, with their labels, that channels are chosen and repaired by; 0: none.
+    keys.PRUNING.CALIBRATION_IMAGES = 200
+    # What is left of a layer's input takes over what was removed, by least squares: "refit", "fold" (faster,
+    # weaker) or "" (weights stay as they are).
+    keys.PRUNING.REPAIR = "refit"
     # [[pattern, fraction of channels], ...]: fixed ratios for the groups they match.
     keys.PRUNING.RATIOS = []
     # Shell-style patterns over dotted module names: layers whose output channels stay.

@@ -55,7 +55,7 @@ def compare_detections(
     """Run both models on ``inputs`` as Detectron2 does.
 
     Args:
-        model: the one that was pruned.
+        model: ``result.reference``: the one that was pruned, with repaired weights if it was repaired.
         result: what :func:`d2prune.prune` made of it.
         inputs: Detectron2's list[dict]: "image" (3, H, W), and what else the model wants.
         iou: how much a pair's boxes overlap at least.

@@ -15,9 +15,11 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from torch import nn
 
+from d2prune.calibrating import Data
 from d2prune.checkpoint import PruningCheckpointer
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.engine import finetuning
+from d2prune.engine.calibration import Load, calibration_data
 from d2prune.engine.config_format import YAML, ConfigFormat
 from d2prune.engine.detections import compare_detections
 from d2prune.engine.outputs import write_spec
@@ -47,7 +49,11 @@ Test = Callable[[CfgNode, nn.Module], Mapping[str, Any]]
 
 
 def run_prune(
-    cfg: CfgNode, build: Callable[[CfgNode], nn.Module], test: Test, config_format: ConfigFormat = YAML
+    cfg: CfgNode,
+    build: Callable[[CfgNode], nn.Module],
+    load: Load,
+    test: Test,
+    config_format: ConfigFormat = YAML,
 ) -> Mapping[str, Any]:
     """Prune MODEL.WEIGHTS into OUTPUT_DIR and evaluate both models.
 
@@ -56,6 +62,7 @@ def run_prune(
     Args:
         cfg: with MODEL.PRUNE on.
         build: builds the model to prune, without weights.
+        load: returns batches of DATASETS.TRAIN; called on all ranks alike.
         test: evaluates a model on DATASETS.TEST, on all ranks; empty if there is no evaluator.
         config_format: of the configuration that ``cfg`` is of.
 
@@ -70,7 +77,7 @@ def run_prune(
     model = build(cfg)
     PruningCheckpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
     model.eval()
-    result, pruned = _prune_on_first_rank(cfg, model)
+    result, pruned = _prune_on_first_rank(cfg, model, calibration_data(cfg, load))
     report = None
     if result is not None:
         report = _save(cfg, model, result, config_format)
@@ -78,31 +85,42 @@ def run_prune(
     before, after = test(cfg, model), test(cfg, pruned)
     if report is not None:
         if result is not None and result.proof is not None and before and cfg.DATASETS.TEST:
-            found = _compared(cfg, model, result, config_format)
+            found = _compared(cfg, result, config_format)
             report = dataclasses.replace(report, detections=found)
         _finish(cfg, report, {BASELINE: (model, before), PRUNED: (pruned, after)}, config_format)
     comm.synchronize()
     return after
 
 
-def _prune_on_first_rank(cfg: CfgNode, model: nn.Module) -> tuple[PruneResult[nn.Module] | None, nn.Module]:
+def _prune_on_first_rank(
+    cfg: CfgNode, model: nn.Module, data: Data | None
+) -> tuple[PruneResult[nn.Module] | None, nn.Module]:
     result: PruneResult[nn.Module] | None = None
     failed: Exception | None = None
-    told, text = None, ""
+    told, text, weights = None, "", None
     if comm.is_main_process():
         try:
-            prove = cfg.MODEL.PRUNING.VERIFY
-            result = prune_model(model, request_from_cfg(cfg), trace_input_from_cfg(cfg, model), prove)
-            text = result.step.to_json()
+            request, trace_input = request_from_cfg(cfg), trace_input_from_cfg(cfg, model)
+            result = prune_model(model, request, trace_input, cfg.MODEL.PRUNING.VERIFY, data=data)
+            text, weights = result.step.to_json(), _on_cpu(result.model)
         except Exception as error:  # whatever it is, the other ranks wait to be told
             failed = error
             told = error if isinstance(error, PruneError) else PruneError(f"pruning failed: {error!r}")
-    told, text = comm.all_gather((told, text))[0]
+    told, text, weights = comm.all_gather((told, text, weights))[0]
     if told is not None:
         raise failed or told
     if result is not None:
         return result, result.model
-    return None, prune_further(copy.deepcopy(model), PruneSpec.from_json(text))
+    pruned = prune_further(copy.deepcopy(model), PruneSpec.from_json(text))
+    pruned.load_state_dict(weights)  # repaired
+    return None, pruned
+
+
+def _on_cpu(model: nn.Module) -> dict[str, torch.Tensor] | None:
+    """Return the weights to send to other ranks; None if there are none."""
+    if comm.get_world_size() == 1:
+        return None
+    return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
 
 def _save(
@@ -120,13 +138,11 @@ def _save(
     return report
 
 
-def _compared(
-    cfg: CfgNode, model: nn.Module, result: PruneResult[nn.Module], config_format: ConfigFormat
-) -> Detections | None:
+def _compared(cfg: CfgNode, result: PruneResult[nn.Module], config_format: ConfigFormat) -> Detections | None:
     """Detections of the masked and the pruned model on the first test images; None without instances."""
     entries, mapper = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:IMAGES], config_format.mapper(cfg)
     try:
-        agreement = compare_detections(model, result, [mapper(entry) for entry in entries])
+        agreement = compare_detections(result.reference, result, [mapper(entry) for entry in entries])
     except PruneError as error:
         logger.info("detections are not compared: %s", error)
         return None

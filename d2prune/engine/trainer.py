@@ -32,8 +32,8 @@ class PruningMixin(_Trainer):
     replace the checkpointer, as AdelaiDet's does. With neither MODEL.PRUNE nor MODEL.FINETUNE the
     trainer trains as before, except that a pruned MODEL.WEIGHTS is recognised.
 
-    MODEL.PRUNE alone builds no optimizer and no training data: pruning happens in
-    :meth:`resume_or_load``, and :meth:``train` returns the evaluation.
+    MODEL.PRUNE alone builds no optimizer: pruning happens in :meth:`resume_or_load`, on a few images from
+    ``build_train_loader``, and :meth:`train` returns the evaluation.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -49,7 +49,7 @@ class PruningMixin(_Trainer):
         if cfg.MODEL.PRUNE:
             self._found_prune = finetuning.has_pruned_run(cfg)
             if not self._found_prune:
-                run_prune(cfg, self._build_to_prune, self.test)
+                run_prune(cfg, self._build_to_prune, self.build_train_loader, self.test)
             cfg = finetuning.after_prune(cfg)
         super().__init__(cfg)
 
@@ -77,7 +77,7 @@ class PruningMixin(_Trainer):
                 logger.info("--resume: '%s' holds a pruned model already", self.cfg.OUTPUT_DIR)
                 self._results = {}
             else:
-                self._results = run_prune(self.cfg, self._build_to_prune, self.test)
+                self._results = run_prune(self.cfg, self._build_to_prune, self.build_train_loader, self.test)
             return
         if self.cfg.MODEL.FINETUNE:
             resume = finetuning.check_output_dir(self.cfg, resume, self._found_prune)

@@ -70,7 +70,11 @@ def run(config_format: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
         logger.info("--resume: '%s' holds a pruned model already", cfg.OUTPUT_DIR)
     elif cfg.MODEL.PRUNE and not (done and cfg.MODEL.FINETUNE):
         results = run_prune(
-            cfg, lambda cfg: _build_to_prune(config_format, cfg), _tester(config_format.config), config_format
+            cfg,
+            lambda cfg: _build_to_prune(config_format, cfg),
+            lambda cfg: _training_batches(config_format.config),
+            _tester(config_format.config),
+            config_format,
         )
     if cfg.MODEL.PRUNE and not cfg.MODEL.FINETUNE:
         return results
@@ -148,6 +152,13 @@ def _build_to_train(config_format: LazyFormat, cfg: CfgNode) -> nn.Module:
     weights = finetuning.deciding_checkpoint(cfg)
     model = separate_norms(build_model(cfg, weights, config_format.instantiate))
     return finetuning.prepare(cfg, model, weights, config_format)
+
+
+def _training_batches(config: DictConfig) -> Any:
+    loader = config.get("dataloader", {}).get("train")
+    if loader is None:
+        raise PruneError("the config has no 'dataloader.train'", keys=("DATASETS.TRAIN",))
+    return instantiate(loader)
 
 
 def _trainer(config: DictConfig, model: nn.Module) -> SimpleTrainer:

@@ -74,7 +74,7 @@ def test_what_cant_go_exactly_stays_and_says_why(stood, end, reason):
 
 
 def test_gate_and_stages_go_where_that_is_asked_for_and_are_not_equal():
-    result = d2prune.prune(small(), 0.3, input_size=SIZE, allow_inexact=True)
+    result = d2prune.prune(small(), 0.3, allocation="global", input_size=SIZE, allow_inexact=True)
     assert not result.proof.exact and result.proof.error > 1e-6
     assert row(result, "spatial_gating_unit.conv1").after < row(result, "spatial_gating_unit.conv1").before
 

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from d2prune.errors import PruneError
 from tests.each import each
 from tests.engine.tiny_runs import run_cfg
-from tests.tiny_blendmask import tiny_model
+from tests.tiny_blendmask import tiny_model, training_batch
 
 pytestmark = pytest.mark.slow
 RANKS = 2
@@ -29,10 +29,10 @@ def prune_on(rank, folder, baseline, amounts):
 
     prune_model = pruning_run.prune_model
 
-    def maybe_broken(model, request, *rest):
+    def maybe_broken(model, request, *rest, **options):
         if request.amount == BROKEN:
             raise RuntimeError("out of memory")
-        return prune_model(model, request, *rest)
+        return prune_model(model, request, *rest, **options)
 
     pruning_run.prune_model = maybe_broken
     torch.set_num_threads(1)
@@ -48,7 +48,12 @@ def prune_on(rank, folder, baseline, amounts):
             "MODEL.PRUNING.AMOUNT", amount,
         )  # fmt: skip
         try:
-            pruning_run.run_prune(cfg, build, lambda _, model, models=models: models.append(model) or {})
+            pruning_run.run_prune(
+                cfg,
+                build,
+                lambda _: [training_batch()] * 3,
+                lambda _, model, models=models: models.append(model) or {},
+            )
             ends.append({"models": [m.state_dict() for m in models], "spec": models[1].prune_spec.to_dict()})
         except (PruneError, RuntimeError) as error:
             ends.append({"error": str(error)})

@@ -26,6 +26,7 @@ RANKS = {
     "adapters": 2,
     "data": 2,
     "checks": 3,
+    "calibrating": 3,
     "rebuild": 3,
     "cutting": 4,
     "proving": 4,

@@ -16,10 +16,10 @@ from operator import neg
 import numpy as np
 
 from d2prune.core.plan.costs import CostModel, Target
-from d2prune.core.plan.criteria import Scores
 from d2prune.core.plan.limits import Limits
+from d2prune.core.plan.ranking import Ranking
 from d2prune.core.registry import Registry
-from d2prune.core.types import Group, Indices, PrunePlan, Request, Site
+from d2prune.core.types import Group, PrunePlan, Request, Site
 from d2prune.errors import PruneError
 
 TARGETS: tuple[Target, ...] = ("channels", "params", "macs")
@@ -27,27 +27,36 @@ TOLERANCE = 0.002  # fraction of the whole; a fifth of the promised percentage p
 PROMISED = 0.01  # fraction of the whole
 MOST_TRIED = 50_000  # pairs of widths; a second or so
 
-Key = Callable[[Group, Scores, int, int], float]
-"""``key(group, sorted_scores, gone, then_gone)``: chunks go in ascending order of this."""
+AHEAD = 4  # allowed widths that are looked at for the best chunk
+
+Key = Callable[["_State", int, int], float]
+"""``key(state, g, then_gone)`` of group ``g``'s chunk up to ``then_gone``; the lowest chunks go first."""
 
 ALLOCATIONS: Registry[Key] = Registry("MODEL.PRUNING.ALLOCATION")
 
 
 @ALLOCATIONS.register("uniform")
-def uniform(group: Group, scores: Scores, gone: int, then_gone: int) -> float:
+def uniform(state: _State, g: int, then_gone: int) -> float:
     """Return the fraction of the group that is gone, so that all groups lose the same fraction."""
-    return then_gone / group.units
+    return then_gone / state.groups[g].units
 
 
 @ALLOCATIONS.register("global")
-def ranked(group: Group, scores: Scores, gone: int, then_gone: int) -> float:
+def ranked(state: _State, g: int, then_gone: int) -> float:
     """Return the chunk's mean score, so that the lowest scores of the whole model are removed first."""
-    return float(scores[gone:then_gone].mean())
+    return state.added(g, then_gone) / (then_gone - state.gone[g])
+
+
+@ALLOCATIONS.register("per_cost")
+def per_cost(state: _State, g: int, then_gone: int) -> float:
+    """Return the error that the chunk adds per cost that it saves at the present widths of all layers."""
+    saved = state.saving(g, then_gone)
+    return state.added(g, then_gone) / saved if saved > 0 else float("inf")
 
 
 def plan(
     groups: Sequence[Group],
-    scores: Sequence[Scores],
+    rankings: Sequence[Ranking],
     limits: Sequence[Limits],
     costs: CostModel,
     request: Request,
@@ -64,18 +73,18 @@ def plan(
             + (f"; the first: {groups[0].name} ({limits[0].reason})" if groups else ""),
             keys=("INCLUDE", "ROUND_TO", "MAX_RATIO", "ALLOW_INEXACT"),
         )
-    state = _State(groups, limits, costs, request.target)
+    state = _State(groups, limits, costs, request.target, rankings)
     for g, limit in enumerate(limits):
         if limit.keep is not None:
             state.remove(g, groups[g].units - limit.keep)
-    _spend(state, [np.sort(s) for s in scores], request)
+    _spend(state, request)
     if not any(state.gone):
         raise PruneError(
             f"nothing was pruned: AMOUNT {request.amount} of {request.target} is less than the "
             f"smallest step ({len(groups)} groups, ROUND_TO {request.round_to})",
             keys=("AMOUNT", "ROUND_TO"),
         )
-    kept = tuple(_keep(s, n) for s, n in zip(scores, state.gone, strict=True))
+    kept = tuple(np.sort(r.order[n:]) for r, n in zip(rankings, state.gone, strict=True))
     return PrunePlan(tuple(groups), kept, tuple(r.reason for r in limits), state.removed())
 
 
@@ -104,11 +113,6 @@ def fraction_removed(
     return state.removed()
 
 
-def _keep(scores: Scores, gone: int) -> Indices:
-    """Return the units that stay without the ``gone`` lowest; of equal scores the first are removed."""
-    return np.sort(np.argsort(scores, kind="stable")[gone:])
-
-
 @dataclass(order=True)
 class _Chunk:
     key: float
@@ -116,20 +120,18 @@ class _Chunk:
     then_gone: int
 
 
-def _spend(state: _State, ranked_scores: Sequence[Scores], request: Request) -> None:
+def _spend(state: _State, request: Request) -> None:
     """Remove chunks until ``request.amount`` is reached, ending as near to it as chunks allow."""
     free = [g for g, limit in enumerate(state.limits) if not limit.reason and limit.keep is None]
     _check_reach(state, free, request)
     key = ALLOCATIONS[request.allocation]
 
-    def chunk(g: int) -> _Chunk | None:
-        group, gone, allowed_units = state.groups[g], state.gone[g], state.limits[g].allowed_units
-        units = group.units
-        place = bisect_right(allowed_units, gone - units, key=neg)  # the first below units - gone
-        if place == len(allowed_units):
-            return None
-        then_gone = units - allowed_units[place]
-        return _Chunk(key(group, ranked_scores[g], gone, then_gone), g, then_gone)
+    def chunk(g: int, ahead: int = AHEAD) -> _Chunk | None:
+        """Return the best of the next chunks of a group: up to one of the next ``ahead`` widths."""
+        units, allowed = state.groups[g].units, state.limits[g].allowed_units
+        place = bisect_right(allowed, state.gone[g] - units, key=neg)  # the first below what is left
+        chunks = [_Chunk(key(state, g, units - n), g, units - n) for n in allowed[place : place + ahead]]
+        return min(chunks, default=None)
 
     heap = [c for g in free if (c := chunk(g)) is not None]
     heapq.heapify(heap)
@@ -137,15 +139,23 @@ def _spend(state: _State, ranked_scores: Sequence[Scores], request: Request) -> 
     over_by = float("inf")
     while heap and state.removed() < request.amount:
         taken = heapq.heappop(heap)
+        now = chunk(taken.group)
+        if now is not None and now.key > taken.key and heap and now > heap[0]:
+            heapq.heappush(heap, now)  # what it saves has shrunk since, with other layers' widths
+            continue
         before = state.gone[taken.group]
         state.remove(taken.group, taken.then_gone)
         excess = state.removed() - request.amount
+        following = chunk(taken.group)
         if excess > TOLERANCE:
             # Too large a step here: leave it, smaller ones may still fit.
             state.remove(taken.group, before)
+            following = chunk(taken.group, 1)
+            if following == taken:
+                following = None
             if excess < over_by:
                 over, over_by = taken, excess
-        elif (following := chunk(taken.group)) is not None:
+        if following is not None:
             heapq.heappush(heap, following)
     _round_up(state, over, request.amount)
     _approach(state, free, request.amount)
@@ -208,9 +218,15 @@ class _State:
     """The units gone so far, and the cost that this saves."""
 
     def __init__(
-        self, groups: Sequence[Group], limits: Sequence[Limits], costs: CostModel, target: str
+        self,
+        groups: Sequence[Group],
+        limits: Sequence[Limits],
+        costs: CostModel,
+        target: str,
+        rankings: Sequence[Ranking] = (),
     ) -> None:
         self.groups, self.limits, self.costs, self.target = groups, limits, costs, target
+        self._errors = [np.concatenate([[0.0], np.cumsum(ranking.added)]) for ranking in rankings]
         self.gone = [0] * len(groups)
         self.widths: dict[Site, int] = {}
         for name, layer in costs.layers.items():
@@ -227,6 +243,19 @@ class _State:
     def removed(self) -> float:
         """Return the fraction of the target's whole that is gone."""
         return self.saved / self.whole if self.whole else 0.0
+
+    def added(self, g: int, then_gone: int) -> float:
+        """Return the error that removing up to ``then_gone`` units of group ``g`` adds."""
+        return float(self._errors[g][then_gone] - self._errors[g][self.gone[g]])
+
+    def saving(self, g: int, then_gone: int) -> float:
+        """Return the cost that this saves."""
+        gone, saved = self.gone[g], self.saved
+        self.remove(g, then_gone)
+        change = self.saved - saved
+        self.remove(g, gone)
+        self.saved = saved
+        return change
 
     def remove(self, g: int, gone: int) -> None:
         """Set the number of units of group ``g`` that are gone (more or fewer than before)."""

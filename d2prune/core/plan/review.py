@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from d2prune.core.plan.costs import CostModel
-from d2prune.core.plan.criteria import Scores
 from d2prune.core.plan.limits import Limits
 from d2prune.core.plan.planner import fraction_removed
+from d2prune.core.plan.ranking import Ranking, Scores
 from d2prune.core.types import Group, Indices, PrunePlan, Request, Site
 from d2prune.errors import PruneError
 
@@ -58,7 +58,7 @@ Review = Callable[[Proposal], Answer]
 
 def decide(
     plan: PrunePlan,
-    scores: Sequence[Scores],
+    rankings: Sequence[Ranking],
     limits: Sequence[Limits],
     costs: CostModel,
     request: Request,
@@ -77,7 +77,7 @@ def decide(
         if reasons[i]:
             continue
         planned = np.setdiff1d(np.arange(group.units), kept[i])
-        remove = _answered(review(Proposal(group, scores[i], planned)), group, planned)
+        remove = _answered(review(Proposal(group, rankings[i].scores, planned)), group, planned)
         kept[i] = np.setdiff1d(np.arange(group.units), remove)
         if not remove.size and planned.size:
             reasons[i] = REFUSED

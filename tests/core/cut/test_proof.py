@@ -15,7 +15,7 @@ from d2prune.core.cut.proof import control_plan, verify
 from d2prune.core.cut.spec import spec_of
 from d2prune.core.cut.surgery import mask, resize
 from d2prune.core.plan.costs import measure
-from d2prune.core.plan.criteria import score
+from d2prune.core.plan.criteria import criterion_of, rank_groups
 from d2prune.core.plan.limits import limits_of
 from d2prune.core.plan.planner import plan
 from d2prune.core.types import Request
@@ -39,7 +39,7 @@ class Case:
         groups = find_groups(self.model, self.target)
         costs = measure(copy.deepcopy(self.model).eval(), self.target.inference)
         names = [name for name, _ in self.model.named_modules()]
-        scores = score(self.model, groups, "magnitude")
+        scores = rank_groups(self.model, groups, criterion_of("magnitude"))
         self.plan = plan(groups, scores, limits_of(groups, request, names), costs, request)
         self.spec = spec_of(self.plan, type(model).__name__, self.model)
         self.pruned = resize(copy.deepcopy(self.model), self.spec)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from d2prune.core.plan.criteria import CRITERIA
-from d2prune.core.plan.planner import ALLOCATIONS, TARGETS
+from d2prune.adapters import TraceInput
+from d2prune.core.plan.criteria import CRITERIA, register_criterion
+from d2prune.core.plan.limits import limits_of
+from d2prune.core.plan.planner import ALLOCATIONS, TARGETS, plan
+from d2prune.core.plan.ranking import Ranking, by_score
+from d2prune.core.types import Request
 from d2prune.errors import PruneError
-from d2prune.pruning import prune
+from d2prune.pruning import find_groups, measure_model, prune
 from tests.core.nets import Chain, Dense, Mobile, Residual, block, group_norm, images, lively
 from tests.each import each
 
@@ -139,7 +144,7 @@ def test_a_criterion_from_outside_decides():
         return -torch.arange(group.units).double().numpy()
 
     if "last channels" not in CRITERIA:
-        CRITERIA.register("last channels")(last)
+        register_criterion("last channels")(last)
     result = prune(lively(Chain()), 0.4, criterion="last channels", example_inputs=images())
     for name in ("0.0", "1.0", "2.0"):
         kept = result.spec.layers[name].out
@@ -154,10 +159,10 @@ def test_prunes_are_the_same_twice():
 
 def test_unknown_names_say_what_there_is():
     names = ", ".join(CRITERIA)
-    assert names.startswith("magnitude")
+    assert names.startswith("reconstruction, fisher")
     text = f"MODEL.PRUNING.CRITERION is 'foo'; expected one of: {names}"
     assert text_of(criterion="foo") == text
-    text = "MODEL.PRUNING.ALLOCATION is 'foo'; expected one of: uniform, global"
+    text = "MODEL.PRUNING.ALLOCATION is 'foo'; expected one of: uniform, global, per_cost"
     assert text_of(allocation="foo") == text
     text = "MODEL.PRUNING.TARGET is 'flops'; expected one of: channels, params, macs"
     assert text_of(target="flops") == text
@@ -208,3 +213,18 @@ def test_amounts_out_of_reach_say_what_can_be_had():
     assert text.endswith(" with MAX_RATIO 0.75 and the protected layers")
     most = float(text[len(start) - 2 :].split()[0])
     assert detector(amount=most, protect=("backbone.1.*",)).reached == pytest.approx(most, abs=0.011)
+
+
+def test_per_cost_takes_the_least_error_per_cost_and_looks_past_a_single_dear_step():
+    """Two groups of one shape: where one unit is dear but those after it are free, a longer step pays."""
+    model = lively(Chain())
+    groups = [g for g in find_groups(model, TraceInput(model, images())) if not g.fixed]
+    costs = measure_model(model, TraceInput(model, images()))
+    request = Request(0.1, "channels", allocation="per_cost")
+    limits = limits_of(groups, request, [name for name, _ in model.named_modules()])
+    rankings = [by_score(np.full(group.units, 2.0)) for group in groups]
+    dear = np.array([3.0, *[0.0] * (groups[0].units - 1)])
+    rankings[0] = Ranking(np.arange(groups[0].units), dear)
+    decided = plan(groups, rankings, limits, costs, request)
+    gone = [group.units - len(kept) for group, kept in zip(groups, decided.kept, strict=True)]
+    assert gone[0] > 1 and sum(gone[1:]) == 0

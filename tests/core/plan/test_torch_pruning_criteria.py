@@ -110,10 +110,10 @@ def test_scores_are_the_means_of_torch_prunings_own(name, build, count):
         torch.manual_seed(2)
         if wanted is None or isinstance(wanted, str):
             with pytest.raises(PruneError, match=wanted or "it scores none of their layers"):
-                criterion_of(name)(model, group)
+                criterion_of(name).function(model, group)
         else:
             own = wanted.double().numpy()[group.members[0].indices].mean(1)
-            assert np.allclose(criterion_of(name)(model, group), own, rtol=1e-6, atol=1e-6)
+            assert np.allclose(criterion_of(name).function(model, group), own, rtol=1e-6, atol=1e-6)
 
 
 def test_the_names_are_those_that_need_no_preparing():

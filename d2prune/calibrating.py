@@ -1,0 +1,110 @@
+"""Calibration of a model on a user's batches: which of them it can run, and with which loss."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from d2prune.adapters import TraceInput
+from d2prune.core.calibrate.collect import calibrate
+from d2prune.core.calibrate.moments import WIDEST, Statistics
+from d2prune.core.copies import in_float32
+from d2prune.core.plan.criteria import Needs
+from d2prune.core.types import Group
+from d2prune.errors import MISFITS, PruneError, told
+
+logger = logging.getLogger(__name__)
+REPAIRS = ("", "fold", "refit")
+Losses = Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor] | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Batches to choose and repair channels by.
+
+    Attributes:
+        batches: one at a time what the model runs on: its input or, for models of Detectron2, list[dict].
+        loss: ``loss(model, batch)``, a scalar or a dict of them; None takes that of the model's adapter
+            where batches have labels.
+        repair: "refit" repairs by all places of a kernel, "fold" (faster, weaker) by whole channels, "" not
+            at all.
+    """
+
+    batches: Sequence[Any]
+    loss: Losses | None = None
+    repair: str = "refit"
+
+
+def data_of(batches: Iterable[Any] | None, loss: Losses | None, repair: str | None) -> Data | None:
+    """Return the data to calibrate on; None without batches.
+
+    Raises:
+        PruneError: if ``repair`` is unknown, or needs batches that are not there.
+    """
+    if repair not in (None, *REPAIRS):
+        allowed = ", ".join(map(repr, REPAIRS))
+        raise PruneError(
+            f"MODEL.PRUNING.REPAIR is {repair!r}; expected one of: {allowed}", keys=("MODEL.PRUNING.REPAIR",)
+        )
+    if batches is None:
+        if repair or loss is not None:
+            raise PruneError("repair= and loss= need data=: an iterable of the model's inputs")
+        return None
+    return Data(tuple(batches), loss, "refit" if repair is None else repair)
+
+
+def statistics_of(
+    model: nn.Module, groups: Sequence[Group], trace_input: TraceInput, data: Data, needs: Needs
+) -> Statistics:
+    """Calibrate a copy of ``model`` on ``data``, with the loss's gradients where there is a loss.
+
+    Raises:
+        PruneError: if a loss is needed, and there is none.
+    """
+    start = time.monotonic()
+    loss = _loss(model, trace_input, data)
+    if loss is None and needs == "loss":
+        raise PruneError(
+            "this MODEL.PRUNING.CRITERION needs the gradients of a loss: give prune(loss=...), or batches "
+            "with labels",
+            keys=("MODEL.PRUNING.CRITERION",),
+        )
+    logger.info(
+        "calibrating on %d batches, %s labels", len(data.batches), "with" if loss is not None else "without"
+    )
+    widest = 0 if data.repair == "fold" else WIDEST
+    found = calibrate(
+        in_float32(model), groups, data.batches, trace_input.batch, loss, needs == "loss", widest
+    )
+    logger.info("calibrated in %.0f s", time.monotonic() - start)
+    for layer, reason in found.unmeasured.items():
+        logger.info("%s is not measured: %s", layer, reason)
+    return found
+
+
+def _loss(
+    model: nn.Module, trace_input: TraceInput, data: Data
+) -> Callable[[nn.Module, Any], Tensor | None] | None:
+    if data.loss is not None:
+        given = data.loss
+        return lambda model, batch: _summed(given(model, batch))
+    if trace_input.adapter is None or not data.batches:
+        return None
+    loss = trace_input.adapter.loss
+    try:
+        found = [loss(in_float32(model), batch) is not None for batch in data.batches[:3]]
+    except MISFITS as error:
+        logger.warning("the loss of %s can't be used: %s", type(model).__name__, told(error))
+        return None
+    return loss if any(found) else None
+
+
+def _summed(losses: Tensor | Mapping[str, Tensor] | None) -> Tensor | None:
+    if isinstance(losses, Mapping):
+        return sum(losses.values())  # type: ignore[return-value]
+    return losses

@@ -1,0 +1,52 @@
+"""The images that a prune is calibrated on: the first of DATASETS.TRAIN, through the trainer's own loader."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from d2prune.calibrating import Data, data_of
+from d2prune.core.plan.criteria import AUTO, criterion_of
+from d2prune.errors import PruneError
+
+logger = logging.getLogger(__name__)
+Load = Callable[[CfgNode], Iterable[list[dict[str, Any]]]]
+MISSING = (AssertionError, LookupError, OSError, PruneError)
+"""What loaders raise for a data set that is not registered, or not on the disk."""
+
+
+def calibration_data(cfg: CfgNode, load: Load) -> Data | None:
+    """Return MODEL.PRUNING.CALIBRATION_IMAGES images with their labels; None where nothing asks for them.
+
+    All ranks must call it, because loaders agree on a seed; the first one's images are used.
+
+    Raises:
+        PruneError: if the keys ask for images that are not there, or REPAIR is unknown.
+    """
+    keys = cfg.MODEL.PRUNING
+    count, needs = keys.CALIBRATION_IMAGES, keys.CRITERION != AUTO and criterion_of(keys.CRITERION).needs
+    if not isinstance(count, int) or count < 0:
+        raise PruneError(
+            f"MODEL.PRUNING.CALIBRATION_IMAGES is {count!r}; expected an integer >= 0",
+            keys=("MODEL.PRUNING.CALIBRATION_IMAGES",),
+        )
+    checked = data_of((), None, keys.REPAIR)
+    if checked is None or not count or not (needs or keys.CRITERION == AUTO or keys.REPAIR):
+        return None
+    try:
+        images = list(islice(([sample] for batch in load(cfg) for sample in batch), count))
+        if not images:
+            raise PruneError(f"{cfg.DATASETS.TRAIN} has no images")
+    except MISSING as error:
+        if needs:
+            raise PruneError(
+                f"MODEL.PRUNING.CRITERION '{keys.CRITERION}' needs images of DATASETS.TRAIN: {error}",
+                keys=("MODEL.PRUNING.CRITERION", "DATASETS.TRAIN"),
+            ) from error
+        logger.warning("no images to calibrate on, DATASETS.TRAIN can't be read: %s", error)
+        return None
+    return Data(images, repair=keys.REPAIR)
