@@ -28,6 +28,8 @@ from d2prune.recipes.modules import smallest
 OK = "ok"
 SIZE = (256, 320)
 KEYPOINTS = 17
+HOW: dict[str, Any] = {"criterion": "magnitude", "allocation": "global"}
+"""What may be removed is asked here, and how exactly, not how well: random weights give no data."""
 
 
 @dataclass
@@ -101,12 +103,12 @@ def _pruned(entry: Entry, model: nn.Module, amount: float) -> Any:
     """At ``amount`` of the MACs; where layers that stay whole allow less, at most of that."""
     inputs = entry.inputs() if entry.inputs else None
     try:
-        return prune(model, amount, example_inputs=inputs)
+        return prune(model, amount, **HOW, example_inputs=inputs)
     except PruneError:
         most = _most(model, TraceInput(model, inputs))
         if not 0 < most <= amount:
             raise
-        return prune(model, 0.9 * most, example_inputs=inputs)
+        return prune(model, 0.9 * most, **HOW, example_inputs=inputs)
 
 
 def _most(model: nn.Module, trace_input: TraceInput) -> float:

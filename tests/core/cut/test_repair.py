@@ -16,33 +16,14 @@ from d2prune.core.cut.repair import repair
 from d2prune.core.types import PrunePlan
 from d2prune.errors import PruneError
 from d2prune.pruning import find_groups
-from tests.core.nets import (
-    Chain,
-    Dense,
-    Flat,
-    Grouped,
-    Mobile,
-    Residual,
-    Shared,
-    Split,
-    Upsample,
-    group_norm,
-    lively,
-)
+from tests.core import nets
+from tests.core.nets import Chain, Grouped, Residual, Upsample, lively
 from tests.each import each
 
 NETS = [
-    Chain,
-    Dense,
-    Flat,
-    Grouped,
-    Mobile,
-    Residual,
-    Shared,
-    Split,
-    Upsample,
-    lambda: Chain(norm=group_norm(4)),
-]
+    Chain, nets.Dense, nets.Flat, Grouped, nets.Mobile, Residual, nets.Shared, nets.Split, Upsample,
+    lambda: Chain(norm=nets.group_norm(4)),
+]  # fmt: skip
 
 
 def batches(count=8, seed=0):
