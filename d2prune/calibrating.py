@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from d2prune.adapters import TraceInput
@@ -46,16 +47,22 @@ def data_of(batches: Iterable[Any] | None, loss: Losses | None, repair: str | No
     Raises:
         PruneError: if ``repair`` is unknown, or needs batches that are not there.
     """
-    if repair not in (None, *REPAIRS):
-        allowed = ", ".join(map(repr, REPAIRS))
-        raise PruneError(
-            f"MODEL.PRUNING.REPAIR is {repair!r}; expected one of: {allowed}", keys=("MODEL.PRUNING.REPAIR",)
-        )
+    if repair is not None:
+        check_repair(repair)
     if batches is None:
         if repair or loss is not None:
             raise PruneError("repair= and loss= need data=: an iterable of the model's inputs")
         return None
     return Data(tuple(batches), loss, "refit" if repair is None else repair)
+
+
+def check_repair(repair: str) -> None:
+    """Raise PruneError for an unknown way to repair."""
+    if repair not in REPAIRS:
+        allowed = ", ".join(map(repr, REPAIRS))
+        raise PruneError(
+            f"MODEL.PRUNING.REPAIR is {repair!r}; expected one of: {allowed}", keys=("MODEL.PRUNING.REPAIR",)
+        )
 
 
 def statistics_of(
@@ -96,12 +103,14 @@ def _loss(
     if trace_input.adapter is None or not data.batches:
         return None
     loss = trace_input.adapter.loss
+    copy = in_float32(model)
     try:
-        found = [loss(in_float32(model), batch) is not None for batch in data.batches[:3]]
+        with torch.no_grad(), torch.random.fork_rng():  # R-CNNs draw samples
+            labelled = any(loss(copy, batch) is not None for batch in data.batches[:3])
     except MISFITS as error:
         logger.warning("the loss of %s can't be used: %s", type(model).__name__, told(error))
         return None
-    return loss if any(found) else None
+    return loss if labelled else None
 
 
 def _summed(losses: Tensor | Mapping[str, Tensor] | None) -> Tensor | None:

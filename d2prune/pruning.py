@@ -283,10 +283,10 @@ class _Run(Generic[Model]):
     ) -> tuple[tuple[Ranking, ...], tuple[Limits, ...]]:
         """Return the groups' rankings, and the limits, which leave groups whole that can't be ranked."""
         whole = [group for group, limit in zip(groups, limits, strict=True) if limit.reason]
-        if self.statistics is None and self.data is not None:
+        needs, data = self.criterion.needs, self.data
+        if self.statistics is None and data is not None and (needs or data.repair):
             free = [group for group in groups if group not in whole]
-            needs = self.criterion.needs
-            self.statistics = statistics_of(self.model, free, self.trace_input, self.data, needs)
+            self.statistics = statistics_of(self.model, free, self.trace_input, data, needs)
         if not self.ranked:
             found = rank_groups(self.model, groups, self.criterion, whole, self.statistics)
             self.ranked = {group.name: ranking for group, ranking in zip(groups, found, strict=True)}

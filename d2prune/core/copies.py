@@ -18,11 +18,13 @@ def on_meta(model: Model) -> Model:
 
 
 def in_float32(model: Model) -> Model:
-    """Return a float32 copy in eval mode that shares those parameters of ``model`` that are float32 already.
+    """Return a float32 copy in eval mode that shares the values of parameters that are float32 already.
 
-    It is for runs that change no parameter; buffers are copied.
+    It is for runs that change no parameter's values; gradients and ``requires_grad`` are its own, and buffers
+    are copied.
     """
-    shared = {id(p): p for p in model.parameters() if p.dtype == torch.float32}
+    floats = (p for p in model.parameters() if p.dtype == torch.float32)
+    shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in floats}
     return copy.deepcopy(model, shared).float().eval()
 
 

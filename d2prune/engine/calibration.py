@@ -9,7 +9,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from d2prune.calibrating import Data, data_of
+from d2prune.calibrating import Data, check_repair
 from d2prune.core.plan.criteria import AUTO, criterion_of
 from d2prune.errors import PruneError
 
@@ -34,8 +34,8 @@ def calibration_data(cfg: CfgNode, load: Load) -> Data | None:
             f"MODEL.PRUNING.CALIBRATION_IMAGES is {count!r}; expected an integer >= 0",
             keys=("MODEL.PRUNING.CALIBRATION_IMAGES",),
         )
-    checked = data_of((), None, keys.REPAIR)
-    if checked is None or not count or not (needs or keys.CRITERION == AUTO or keys.REPAIR):
+    check_repair(keys.REPAIR)
+    if not count or not (needs or keys.CRITERION == AUTO or keys.REPAIR):
         return None
     try:
         images = list(islice(([sample] for batch in load(cfg) for sample in batch), count))

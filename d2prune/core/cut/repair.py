@@ -7,7 +7,6 @@ follows.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from d2prune.core.calibrate.moments import Consumer, Statistics, ridged
+from d2prune.core.cut.spec import positions_removed
 from d2prune.core.layers.kinds import module_at, places
 from d2prune.core.types import PrunePlan
 
@@ -45,14 +45,10 @@ def repair(model: nn.Module, plan: PrunePlan, statistics: Statistics) -> tuple[R
     The weights that read removed channels stay as they are: a mask or a cut takes them away. Biases, and
     running means of norms, take up constants.
     """
-    gone: dict[str, set[int]] = defaultdict(set)
-    for group, kept in zip(plan.groups, plan.kept, strict=True):
-        removed = np.setdiff1d(np.arange(group.units), kept)
-        for member in group.members if removed.size else ():
-            if member.axis == "in":
-                gone[member.layer] |= set(member.indices[removed].ravel().tolist())
     found = []
-    for name, positions in gone.items():
+    for (name, axis), positions in positions_removed(plan).items():
+        if axis != "in":
+            continue
         if name in statistics.consumers:
             found.append(_repair(model, name, sorted(positions), statistics.consumers[name]))
         else:

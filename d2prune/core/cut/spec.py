@@ -189,13 +189,19 @@ def _before(row: Mapping[str, Any], axis: str) -> int | None:
     return _whole(row[axis]["before"]) if axis in row else None
 
 
-def spec_of(plan: PrunePlan, base: str, model: nn.Module) -> PruneSpec:
-    """Return the spec that carries out ``plan`` on ``model``."""
+def positions_removed(plan: PrunePlan) -> dict[Site, set[int]]:
+    """Return the positions that ``plan`` removes on each axis of each layer; only axes that lose any."""
     gone: dict[Site, set[int]] = defaultdict(set)
     for group, kept in zip(plan.groups, plan.kept, strict=True):
         removed = sorted(set(range(group.units)) - set(kept.tolist()))
         for member in group.members if removed else ():
             gone[member.site] |= set(member.indices[removed].ravel().tolist())
+    return dict(gone)
+
+
+def spec_of(plan: PrunePlan, base: str, model: nn.Module) -> PruneSpec:
+    """Return the spec that carries out ``plan`` on ``model``."""
+    gone = positions_removed(plan)
     layers, widths = {}, {}
     for name in dict.fromkeys(layer for layer, _ in gone):
         before = widths_of(model, name)

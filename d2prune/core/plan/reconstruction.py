@@ -118,7 +118,9 @@ def _problem(
 
 
 def _rows(model: nn.Module, name: str, part: int, statistics: Statistics) -> Tensor:
-    matrix = statistics.consumers[name].matrix(places(module_at(model, name), "in")[0].tensor.detach())
-    weights = statistics.weights[name].unflatten(0, (len(matrix), -1))[part]
-    rows: Tensor = matrix[part] * weights.sqrt()[:, None, None]
+    consumer, weight = statistics.consumers[name], places(module_at(model, name), "in")[0].tensor.detach()
+    layout = consumer.moments.layout
+    matrix = layout.matrix(weight.contiguous(), consumer.geometry)[part].double()
+    weights = statistics.weights[name].unflatten(0, (layout.parts, -1))[part]
+    rows: Tensor = matrix * weights.sqrt()[:, None, None]
     return rows.flatten(0, 1)

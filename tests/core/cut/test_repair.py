@@ -83,6 +83,12 @@ def test_repair_with_nothing_removed_changes_nothing(build):
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in each(repaired.state_dict().items()))
 
 
+def without_share(model, share, data):
+    """The model pruned by this share of its first layer's channels, and by nothing else."""
+    ratios = {"target": "channels", "include": ["0"], "ratios": {"0": share}}
+    return d2prune.prune(model, share, example_inputs=data[0], data=data, **ratios)
+
+
 def test_copies_of_channels_are_removed_without_a_trace():
     """Half of the channels are multiples of the others, and of a constant: removing them costs nothing."""
     torch.manual_seed(0)
@@ -98,15 +104,7 @@ def test_copies_of_channels_are_removed_without_a_trace():
         model[0].weight[8:], model[0].bias[8:] = model[0].weight[:8] * 0.5, model[0].bias[:8] * 0.5
         model[0].weight[15], model[0].bias[15] = 0, 2
     data = batches()
-    result = d2prune.prune(
-        model,
-        target="channels",
-        amount=0.36,
-        include=["0"],
-        ratios={"0": 0.5},
-        example_inputs=data[0],
-        data=data,
-    )
+    result = without_share(model, 0.5, data)
     assert model[0].weight.shape[0] == 16 and result.model[0].weight.shape[0] == 8
     assert error_of(model, result.model, batches(2, seed=9)) < 1e-4
 
@@ -118,15 +116,7 @@ def test_constants_go_into_a_bias_or_the_running_mean_of_what_follows():
         with torch.no_grad():
             model[0].weight[2], model[0].bias[2] = 0, 3.0  # a constant channel
         data = batches()
-        result = d2prune.prune(
-            model,
-            target="channels",
-            amount=0.1,
-            include=["0"],
-            ratios={"0": 0.25},
-            example_inputs=data[0],
-            data=data,
-        )
+        result = without_share(model, 0.25, data)
         assert result.spec.layers["0"].out == (0, 1, 3)
         assert error_of(model, result.model, data) < 1e-8
 
@@ -185,3 +175,27 @@ def test_any_criterion_can_be_repaired(criterion):
         loss=lambda m, x: m(x).square().mean(),
     )
     assert result.proof.exact and result.repair.proof.exact and result.request.criterion == criterion
+
+
+@pytest.mark.parametrize("criterion", ["auto", "fisher"])
+def test_a_loss_leaves_gradients_and_what_trains_as_they_were(criterion):
+    """Gradients are taken on a copy: nothing is frozen, or lost, in the model passed in or the pruned one."""
+    model, data = lively(Residual()).eval(), batches(2)
+    model.shortcut.weight.requires_grad_(False)
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    trains = {name: p.requires_grad for name, p in model.named_parameters()}
+    options = {"example_inputs": data[0], "data": data, "loss": lambda m, x: m(x).square().mean()}
+    result = d2prune.prune(model, 0.3, criterion=criterion, **options)
+    for net in each((model, result.model, result.reference)):
+        assert {name: p.requires_grad for name, p in net.named_parameters()} == trains
+    assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == ["head.weight"]
+
+
+def test_data_that_nothing_asks_for_are_not_run():
+    def fails(model, batch):
+        raise AssertionError("the loss of data that nothing needs was computed")
+
+    model, data = lively(Chain()).eval(), batches(1)
+    options = {"criterion": "magnitude", "repair": "", "example_inputs": data[0], "data": data, "loss": fails}
+    assert d2prune.prune(model, 0.3, **options).repair is None
