@@ -9,9 +9,9 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from d2prune.calibrating import Data, check_repair
 from d2prune.core.plan.criteria import AUTO, criterion_of
 from d2prune.errors import PruneError
+from d2prune.pruning.calibration import Data, check_repair
 
 logger = logging.getLogger(__name__)
 Load = Callable[[CfgNode], Iterable[list[dict[str, Any]]]]

@@ -15,7 +15,6 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from torch import nn
 
-from d2prune.calibrating import Data
 from d2prune.checkpoint import PruningCheckpointer
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.engine import finetuning
@@ -33,6 +32,7 @@ from d2prune.engine.settings import (
 )
 from d2prune.errors import PruneError
 from d2prune.pruning import PruneResult, prune_model
+from d2prune.pruning.calibration import Data
 from d2prune.rebuild import prune_further
 from d2prune.report.record import (
     BASELINE,

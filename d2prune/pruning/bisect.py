@@ -16,12 +16,12 @@ import numpy as np
 from torch import nn
 
 from d2prune.adapters import TraceInput
-from d2prune.checks import computing_weights
 from d2prune.core.cut.proof import compare
 from d2prune.core.types import Group, Indices, PrunePlan
-from d2prune.cutting import cut_by_plan
 from d2prune.errors import MISFITS, told
-from d2prune.proving import changes_code
+from d2prune.pruning.checks import computing_weights
+from d2prune.pruning.cutting import cut_by_plan
+from d2prune.pruning.proving import changes_code
 
 logger = logging.getLogger(__name__)
 

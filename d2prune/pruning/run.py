@@ -5,165 +5,39 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic
 
 import numpy as np
 import torch
 from torch import nn
 
 from d2prune.adapters import TraceInput
-from d2prune.bisect import without_misfits
-from d2prune.calibrating import Data, Losses, data_of, statistics_of
-from d2prune.checks import check_inputs, check_model, check_repeatable
 from d2prune.core.calibrate.moments import Statistics
-from d2prune.core.copies import in_float32, on_meta
 from d2prune.core.cut.coverage import UNREACHED, coverage
 from d2prune.core.cut.proof import MisfitError
-from d2prune.core.cut.repair import Repaired, repair
+from d2prune.core.cut.repair import repair
 from d2prune.core.cut.spec import PruneSpec
-from d2prune.core.plan.costs import CostModel, measure
+from d2prune.core.plan.costs import CostModel
 from d2prune.core.plan.criteria import AUTO, Criterion, chosen, criterion_of, rank_groups
 from d2prune.core.plan.limits import Limits, limits_of
 from d2prune.core.plan.planner import TOLERANCE, check, plan
 from d2prune.core.plan.ranking import Ranking, by_score
 from d2prune.core.plan.review import Review, decide
-from d2prune.core.plan.torch_pruning_criteria import Importance, name_of
-from d2prune.core.trace.tracer import trace_groups
 from d2prune.core.types import Coverage, Group, Proof, PrunePlan, Request, Totals
-from d2prune.cutting import cut_by_plan, misfit
 from d2prune.errors import MISFITS, PruneError, told
-from d2prune.proving import proof_of
+from d2prune.pruning.bisect import without_misfits
+from d2prune.pruning.calibration import Data, statistics_of
+from d2prune.pruning.checks import check_inputs, check_model, check_repeatable
+from d2prune.pruning.cutting import cut_by_plan, misfit
+from d2prune.pruning.measuring import find_groups, measure_model
+from d2prune.pruning.proving import proof_of
+from d2prune.pruning.result import Model, PruneResult, Repair
 from d2prune.rebuild import prune_further, spec_of_model
 
-Model = TypeVar("Model", bound=nn.Module)
 logger = logging.getLogger(__name__)
 ROUNDS = 4  # plans made, at most, until the measured cost is the requested one
-
-
-@dataclass(frozen=True, eq=False)
-class PruneResult(Generic[Model]):
-    """The result of :func:`prune`.
-
-    Attributes:
-        model: a new model; the one passed in is not changed.
-        spec: the channels kept of the unpruned model, enough to rebuild the pruned one without tracing.
-        step: the channels kept of the model passed in: ``spec`` itself, unless that was pruned before.
-        coverage: one row per layer, with the reason if it was left whole.
-        proof: the proof; None only with ``verify=False``.
-        before: parameters and MACs of the model passed in.
-        after: those of the pruned model, measured, not predicted.
-        request: the request.
-        reached: removed fraction of the request's target.
-        plan: the units that stayed of each group.
-        repair: what was done to the weights; None without data, or with repair="".
-        reference: the model at full width whose outputs, with the removed channels masked, ``model`` has: the
-            one passed in, or that with repaired weights.
-    """
-
-    model: Model
-    spec: PruneSpec
-    step: PruneSpec
-    coverage: tuple[Coverage, ...]
-    proof: Proof | None
-    before: Totals
-    after: Totals
-    request: Request
-    reached: float
-    plan: PrunePlan
-    repair: Repair | None
-    reference: Model
-
-
-@dataclass(frozen=True)
-class Repair:
-    """The repair of a pruned model.
-
-    Attributes:
-        layers: what it did to each layer that reads removed channels.
-        batches: on how many batches it was made.
-        proof: that it equals the model repaired at full width, with the removed channels masked.
-    """
-
-    layers: tuple[Repaired, ...]
-    batches: int
-    proof: Proof | None
-
-
-def prune(
-    model: Model,
-    amount: float = 0.5,
-    target: str = "macs",
-    criterion: str | Importance = AUTO,
-    allocation: str = AUTO,
-    ratios: dict[str, float] | Sequence[tuple[str, float]] = (),
-    protect: Sequence[str] = (),
-    round_to: int = 1,
-    example_inputs: Any = None,
-    forward_fn: Callable[[nn.Module, Any], Any] | None = None,
-    allow_inexact: bool = False,
-    verify: bool = True,
-    *,
-    data: Iterable[Any] | None = None,
-    loss: Losses | None = None,
-    repair: str | None = None,
-    include: Sequence[str] = (),
-    max_ratio: float = 0.75,
-    input_size: tuple[int, int] | None = None,
-    interactive: Review | None = None,
-) -> PruneResult[Model]:
-    """Remove channels from a copy of ``model`` and prove that the rest computes the same.
-
-    Args:
-        model: any module; the common Detectron2 and AdelaiDet architectures have adapters.
-        amount: fraction of the whole model's ``target`` to REMOVE, 0 < amount < 1.
-        target: what ``amount`` counts: "channels", "params" or "macs".
-        criterion: name of a registered criterion, "torch_pruning.LAMPImportance" and the like, or an
-            instance of torch-pruning's ``Importance``. "auto" is "reconstruction" with ``data``, else
-            "magnitude".
-        allocation: "uniform" (the same fraction of every group), "global" (lowest scores first) or
-            "per_cost" (least error per cost saved). "auto" is the last where the criterion is measured on
-            data, else the first.
-        ratios: fractions of channels to remove, by shell-style pattern over dotted module names;
-            such groups are left out of the allocation.
-        protect: patterns of layers whose output channels stay.
-        round_to: widths become multiples of this.
-        example_inputs: the model's input, for models without an adapter: a tensor, or a tuple or dict of
-            arguments. With an adapter: (N, 3, H, W) raw images in place of noise.
-        forward_fn: ``forward_fn(model, example_inputs)``, returning the outputs that must be kept.
-        allow_inexact: also prune what can't be proved (channels under a LayerNorm).
-        verify: whether to make the proof.
-        data: a few batches (100 to 200 images) of the model's inputs, to choose and repair channels by; the
-            model runs on one at a time. For Detectron2's models: list[dict], best with their labels.
-        loss: ``loss(model, batch)``, a scalar or a dict of them, that tells how much each output matters.
-            Without it, models of Detectron2 use their own where batches have labels; others do without.
-        repair: "refit" (the default with ``data``): what is left of each layer's input takes over what was
-            removed, by least squares. "fold" is faster and weaker, "" leaves weights as they are.
-        include: if given, only groups all of whose producers match one of these patterns are pruned.
-        max_ratio: largest fraction of any one group's channels to remove.
-        input_size: (height, width) that costs are counted on; default 800 x 1344.
-        interactive: called with a :class:`d2prune.core.plan.review.Proposal` for each group that may be
-            pruned, before anything is cut. True or None accepts it, False leaves the group whole, and a
-            sequence of integers gives the units to remove instead. It is called again if the plan does
-            not run.
-
-    Raises:
-        PruneError: for a request that can't be met, a model that can't be traced, non-finite weights,
-            or a pruned model that fails the proof.
-    """
-    pairs = ratios.items() if isinstance(ratios, dict) else ratios
-    request = Request(
-        amount, target, name_of(criterion), allocation, tuple((p, float(r)) for p, r in pairs),
-        _patterns(protect), _patterns(include), max_ratio, round_to, allow_inexact,
-    )  # fmt: skip
-    traced = TraceInput(model, example_inputs, forward_fn, input_size)
-    given = None if isinstance(criterion, str) else criterion_of(criterion)
-    return prune_model(model, request, traced, verify, interactive, given, data_of(data, loss, repair))
-
-
-def _patterns(given: Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
 
 
 @torch.inference_mode(False)  # else the new model could not be traced, nor trained
@@ -336,11 +210,6 @@ def _saved(before: Totals, after: Totals, request: Request, planned: float) -> f
     return 1 - float(new) / float(old)
 
 
-def find_groups(model: nn.Module, trace_input: TraceInput) -> tuple[Group, ...]:
-    """Return the groups of channels that are cut together, traced in float32 on a copy."""
-    return trace_groups(in_float32(model), trace_input.outputs)
-
-
 def _warn_missed(request: Request, reached: float) -> None:
     if abs(reached - request.amount) > 0.01:
         held = "RATIOS, steps" if request.ratios else "steps"
@@ -368,12 +237,3 @@ def _measure_pruned(pruned: nn.Module, trace_input: TraceInput) -> Totals:
         return measure_model(pruned, trace_input).totals
     except MISFITS as error:
         raise misfit(error) from error
-
-
-def measure_model(model: nn.Module, trace_input: TraceInput) -> CostModel:
-    """Measure the costs of one image, on the meta device (which takes no time) if the model runs there."""
-    try:
-        return measure(on_meta(model).eval(), trace_input.inference)
-    except MISFITS as error:  # .numpy() and .item() have no values there
-        logger.info("counting on the model's own device: it does not run on meta (%s)", told(error))
-        return measure(copy.deepcopy(model).eval(), trace_input.inference)

@@ -12,7 +12,7 @@ from d2prune.adapters import TraceInput
 from d2prune.core.cut.proof import inexact_in, verify
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.core.types import Proof, PrunePlan
-from d2prune.cutting import cut_by_plan
+from d2prune.pruning.cutting import cut_by_plan
 
 
 def changes_code(spec: PruneSpec) -> bool:

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from d2prune import pruning
 from d2prune.adapters import TraceInput
-from d2prune.bisect import without_misfits
 from d2prune.core.cut.proof import MisfitError
-from d2prune.pruning import find_groups, prune
+from d2prune.pruning import find_groups, prune, run
+from d2prune.pruning.bisect import without_misfits
 
 IMAGES = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -63,12 +62,12 @@ def test_inexact_groups_only_have_to_run():
 
 
 def test_nothing_is_tried_where_nothing_fails(monkeypatch):
-    monkeypatch.setattr(pruning, "without_misfits", None)
+    monkeypatch.setattr(run, "without_misfits", None)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
     assert prune(model, 0.3, example_inputs=IMAGES).proof.exact
 
 
 def test_an_error_that_no_group_explains_is_passed_on(monkeypatch):
-    monkeypatch.setattr(pruning, "without_misfits", lambda *_: None)
+    monkeypatch.setattr(run, "without_misfits", lambda *_: None)
     with pytest.raises(MisfitError, match="does not run"):
         prune(Stubborn(), 0.3, allocation="uniform", example_inputs=IMAGES)

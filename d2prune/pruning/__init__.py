@@ -1,0 +1,21 @@
+"""One prune, with all that it decides and checks.
+
+api          prune(), for any model
+run          trace, calibrate, rank, plan, cut, prove, repair
+calibration  a user's batches -> statistics
+measuring    groups of channels, costs
+cutting      a plan -> a pruned copy
+proving      that it equals the masked model
+bisect       which groups stay whole where it does not
+checks       what is wrong with a model or an input
+result       what comes out
+"""
+
+from __future__ import annotations
+
+from d2prune.pruning.api import prune
+from d2prune.pruning.measuring import find_groups, measure_model
+from d2prune.pruning.result import PruneResult, Repair
+from d2prune.pruning.run import prune_model
+
+__all__ = ["PruneResult", "Repair", "find_groups", "measure_model", "prune", "prune_model"]
