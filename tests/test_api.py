@@ -23,7 +23,7 @@ CONTRACT = {
 }  # fmt: skip
 KEYS = {
     "TARGET": "macs", "AMOUNT": 0.5, "CRITERION": "auto", "ALLOCATION": "auto", "RATIOS": [],
-    "CALIBRATION_IMAGES": 200, "REPAIR": "refit",
+    "CALIBRATION_IMAGES": -1, "REPAIR": "refit",
     "PROTECT": [], "INCLUDE": [], "MAX_RATIO": 0.75, "INPUT_SIZE": (), "VERIFY": True,
     "ALLOW_INEXACT": False, "KEEP_FROZEN": False, "SAVE_STRUCT": True, "TRUST_STRUCT": False,
     "SPEC": "", "BASE": "", "ROUND_TO": 8, "FADE": 0.0,

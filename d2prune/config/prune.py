@@ -27,8 +27,9 @@ def add_prune_config(cfg: CfgNode) -> None:
     # How AMOUNT is shared out: "per_cost" (least error per cost saved), "uniform" (same fraction of every
     # group) or "global" (lowest scores). "auto" is the first for criteria measured on images, else "uniform".
     keys.PRUNING.ALLOCATION = "auto"
-    # Images of DATASETS.TRAIN, with their labels, that channels are chosen and repaired by; 0: none.
-    keys.PRUNING.CALIBRATION_IMAGES = 200
+    # Images of DATASETS.TRAIN, with their labels, that channels are chosen and repaired by; 0: none;
+    # -1: 200, or fewer large ones: 50 megapixels together, but at least 32.
+    keys.PRUNING.CALIBRATION_IMAGES = -1
     # What is left of a layer's input takes over what was removed, by least squares: "refit", "fold" (faster,
     # weaker) or "" (weights stay as they are).
     keys.PRUNING.REPAIR = "refit"

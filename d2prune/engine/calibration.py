@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -17,6 +16,8 @@ logger = logging.getLogger(__name__)
 Load = Callable[[CfgNode], Iterable[list[dict[str, Any]]]]
 MISSING = (AssertionError, LookupError, OSError, PruneError)
 """What loaders raise for a data set that is not registered, or not on the disk."""
+MOST, FEWEST, PIXELS = 200, 32, 50_000_000
+"""By default there are 200 images, or fewer where these have 50 megapixels together, but at least 32."""
 
 
 def calibration_data(cfg: CfgNode, load: Load) -> Data | None:
@@ -29,16 +30,17 @@ def calibration_data(cfg: CfgNode, load: Load) -> Data | None:
     """
     keys = cfg.MODEL.PRUNING
     count, needs = keys.CALIBRATION_IMAGES, keys.CRITERION != AUTO and criterion_of(keys.CRITERION).needs
-    if not isinstance(count, int) or count < 0:
+    if not isinstance(count, int) or count < -1:
         raise PruneError(
-            f"MODEL.PRUNING.CALIBRATION_IMAGES is {count!r}; expected an integer >= 0",
+            f"MODEL.PRUNING.CALIBRATION_IMAGES is {count!r}; expected -1 (as many as are needed), or an integer "
+            ">= 0",
             keys=("MODEL.PRUNING.CALIBRATION_IMAGES",),
         )
     check_repair(keys.REPAIR)
     if not count or not (needs or keys.CRITERION == AUTO or keys.REPAIR):
         return None
     try:
-        images = list(islice(([sample] for batch in load(cfg) for sample in batch), count))
+        images = list(_first(load(cfg), count))
         if not images:
             raise PruneError(f"{cfg.DATASETS.TRAIN} has no images")
     except MISSING as error:
@@ -50,3 +52,14 @@ def calibration_data(cfg: CfgNode, load: Load) -> Data | None:
         logger.warning("no images to calibrate on, DATASETS.TRAIN can't be read: %s", error)
         return None
     return Data(images, repair=keys.REPAIR)
+
+
+def _first(batches: Iterable[list[dict[str, Any]]], count: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield ``count`` images, each a batch; with -1 as many as ``MOST``, ``FEWEST`` and ``PIXELS`` say."""
+    seen = pixels = 0
+    for sample in (sample for batch in batches for sample in batch):
+        yield [sample]
+        height, width = sample["image"].shape[-2:]
+        seen, pixels = seen + 1, pixels + height * width
+        if seen == count or (count < 0 and (seen == MOST or (seen >= FEWEST and pixels >= PIXELS))):
+            return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -67,13 +68,30 @@ def calibrate(
         raise PruneError("data= has no batches: calibration needs at least one")
     collector = _Collector(model, consumers_of(groups), len(batches), seed, widest)
     collector.learn(batches[0], run)
+    progress = _Progress()
     for number, batch in enumerate(batches, 1):
         collector.add_moments(batch, run)
         if loss is not None:
             collector.add_gradients(batch, loss, gates)
-        if number % 50 == 0 and number < len(batches):
-            logger.info("calibration: %d of %d batches", number, len(batches))
+        progress.made(number, len(batches))
     return collector.statistics(len(batches))
+
+
+class _Progress:
+    """Says how long it will take, at first after five seconds, then every half minute."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._next = 5.0
+
+    def made(self, done: int, total: int) -> None:
+        """Note that ``done`` batches of ``total`` are done."""
+        taken = time.monotonic() - self._start
+        if taken < self._next or done == total:
+            return
+        self._next = taken + 30
+        left = taken * (total - done) / done
+        logger.info("calibration: %d of %d batches, about %.0f s left", done, total, left)
 
 
 class _Collector:
