@@ -32,8 +32,8 @@ def calibration_data(cfg: CfgNode, load: Load) -> Data | None:
     count, needs = keys.CALIBRATION_IMAGES, keys.CRITERION != AUTO and criterion_of(keys.CRITERION).needs
     if not isinstance(count, int) or count < -1:
         raise PruneError(
-            f"MODEL.PRUNING.CALIBRATION_IMAGES is {count!r}; expected -1 (as many as are needed), or an integer "
-            ">= 0",
+            f"MODEL.PRUNING.CALIBRATION_IMAGES is {count!r}; expected -1 (200, or fewer large "
+            "ones) or an integer >= 0",
             keys=("MODEL.PRUNING.CALIBRATION_IMAGES",),
         )
     check_repair(keys.REPAIR)

@@ -1,0 +1,88 @@
+"""Detectors and segmenters of Detectron2's configs, trained by tools/train_net.py."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
+from detectron2.utils.env import seed_all_rng
+from torch import nn
+
+from d2prune.adapters import TraceInput
+from d2prune.benchmarks.quality.family import Scores
+from d2prune.checkpoint import PruningCheckpointer
+from d2prune.config import get_cfg, read_config
+from d2prune.engine.calibration import calibration_data
+from d2prune.engine.settings import FINAL_FILE, trace_input_from_cfg
+from d2prune.errors import PruneError
+from d2prune.pruning.calibration import Losses
+from d2prune.report.record import average_precision
+
+WARMUP = 50  # iterations
+
+
+@dataclass
+class Detector:
+    """A family of one config file.
+
+    Attributes:
+        name: the row's name.
+        config: the file that the model was trained by.
+        trainer: a trainer class with loader, optimizer and evaluator.
+        weights: the trained model; by default OUTPUT_DIR's last one.
+        opts: further KEY VALUE pairs.
+    """
+
+    name: str
+    config: str
+    trainer: type[DefaultTrainer]
+    weights: str = ""
+    opts: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.cfg: CfgNode = read_config(get_cfg(), self.config, self.opts)
+        self.round_to: int = self.cfg.MODEL.PRUNING.ROUND_TO
+
+    def load(self) -> nn.Module:
+        """See :meth:`Family.load`."""
+        weights = self.weights or str(Path(self.cfg.OUTPUT_DIR) / FINAL_FILE)
+        if not Path(weights).is_file():
+            raise PruneError(
+                f"'{weights}' is not there: train it with tools/train_net.py --config-file {self.config}"
+            )
+        model: nn.Module = self.trainer.build_model(self.cfg)
+        PruningCheckpointer(model).load(weights, checkpointables=[])
+        return model.eval()
+
+    def trace_input(self, model: nn.Module) -> TraceInput:
+        """See :meth:`Family.trace_input`."""
+        return trace_input_from_cfg(self.cfg, model)
+
+    def batches(self, seed: int) -> tuple[list[Any], Losses | None]:
+        """See :meth:`Family.batches`."""
+        seed_all_rng(seed)
+        data = calibration_data(self.cfg, self.trainer.build_train_loader)
+        assert data is not None, "the default asks for images"
+        return list(data.batches), None
+
+    def evaluate(self, model: nn.Module) -> Scores:
+        """See :meth:`Family.evaluate`: AP by task."""
+        return average_precision(self.trainer.test(self.cfg, model))
+
+    def tune(self, model: nn.Module, iterations: int, seed: int) -> nn.Module:
+        """See :meth:`Family.tune`; at half the learning rate of the training, annealed."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS = iterations, WARMUP
+        cfg.SOLVER.BASE_LR *= 0.5
+        seed_all_rng(seed)
+        model = copy.deepcopy(model).train()
+        optimizer = self.trainer.build_optimizer(cfg, model)
+        loop = SimpleTrainer(model, self.trainer.build_train_loader(cfg), optimizer)
+        loop.register_hooks([hooks.LRScheduler(optimizer, self.trainer.build_lr_scheduler(cfg, optimizer))])
+        loop.train(0, iterations)
+        return model.eval()

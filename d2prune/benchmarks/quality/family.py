@@ -1,0 +1,45 @@
+"""What the benchmark needs of a kind of models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import nn
+
+from d2prune.adapters import TraceInput
+from d2prune.pruning.calibration import Losses
+
+Scores = Mapping[str, float]
+"""By the metric's name, in percent; the larger the better."""
+
+
+class Family(Protocol):
+    """A trained model, its data, and how both are used.
+
+    Attributes:
+        name: the row's name.
+        round_to: what widths are multiples of.
+    """
+
+    name: str
+    round_to: int
+
+    def load(self) -> nn.Module:
+        """Return the trained model, in eval mode.
+
+        Raises:
+            PruneError: if it has not been trained; the text has the command.
+        """
+
+    def trace_input(self, model: nn.Module) -> TraceInput:
+        """Return what to trace, count and prove on."""
+
+    def batches(self, seed: int) -> tuple[list[Any], Losses | None]:
+        """Return images of the training set to calibrate on, and their loss; None takes the adapter's."""
+
+    def evaluate(self, model: nn.Module) -> Scores:
+        """Return the model's scores on the test set."""
+
+    def tune(self, model: nn.Module, iterations: int, seed: int) -> nn.Module:
+        """Train a copy of the model, pruned or not, and return it."""

@@ -1,0 +1,94 @@
+"""One cell of the table: a family pruned by a method, evaluated at once and after training."""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from d2prune.benchmarks.quality.family import Family, Scores
+from d2prune.benchmarks.quality.methods import METHODS
+from d2prune.core.types import Request
+from d2prune.pruning import prune_model
+from d2prune.pruning.calibration import Data
+
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one prune.
+
+    Attributes:
+        family, method: their names; of the unpruned model the method is "baseline".
+        amount: fraction of the MACs asked for.
+        seed: of the calibration images and of the training.
+        reached: fraction removed.
+        params: fraction of the parameters removed.
+        cut: scores without any training.
+        tuned: scores after ``iterations``; empty without training.
+        iterations: steps of training after the prune.
+        seconds: of the prune, with calibration and proof.
+        peak_gb: resident memory of the process, at most, in 10^9 bytes.
+        exact: whether the proof passed.
+    """
+
+    family: str
+    method: str
+    amount: float = 0.0
+    seed: int = 0
+    reached: float = 0.0
+    params: float = 0.0
+    cut: Scores = field(default_factory=dict)
+    tuned: Scores = field(default_factory=dict)
+    iterations: int = 0
+    seconds: float = 0.0
+    peak_gb: float = 0.0
+    exact: bool = True
+
+    @property
+    def key(self) -> tuple[str, str, float, int, int]:
+        """What tells it from others: two trials with one key are the same work."""
+        return self.family, self.method, self.amount, self.seed, self.iterations
+
+
+def baseline(family: Family, seed: int, iterations: int = 0) -> Trial:
+    """Evaluate the unpruned model and, with ``iterations``, the control: the same, trained on."""
+    model = family.load()
+    cut = family.evaluate(model)
+    tuned = family.evaluate(family.tune(model, iterations, seed)) if iterations else {}
+    return Trial(family.name, BASELINE, seed=seed, cut=cut, tuned=tuned, iterations=iterations)
+
+
+def try_method(family: Family, method: str, amount: float, seed: int, iterations: int = 0) -> Trial:
+    """Prune a trained model, evaluate it, and with ``iterations`` train and evaluate it again.
+
+    Raises:
+        PruneError: if the prune is refused.
+    """
+    how = METHODS[method]
+    torch.manual_seed(seed)
+    model = family.load()
+    images, loss = family.batches(seed)
+    request = Request(amount, criterion=how.criterion, allocation=how.allocation, round_to=family.round_to)
+    start = time.perf_counter()
+    result = prune_model(model, request, family.trace_input(model), data=Data(images, loss, how.repair))
+    seconds = time.perf_counter() - start
+    proofs = [result.proof, result.repair.proof if result.repair else result.proof]
+    tuned = family.tune(result.model, iterations, seed) if iterations else None
+    return Trial(
+        family.name,
+        method,
+        amount,
+        seed,
+        reached=result.reached,
+        params=1 - result.after.params / result.before.params,
+        cut=family.evaluate(result.model),
+        tuned=family.evaluate(tuned) if tuned is not None else {},
+        iterations=iterations,
+        seconds=seconds,
+        peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,  # Linux counts KiB
+        exact=all(proof is not None and proof.exact for proof in proofs),
+    )
