@@ -47,5 +47,9 @@ class ConfigFormat:
         """Return the command that fine-tunes ``weights``."""
         return outputs.next_command(weights)
 
+    def control_command(self, cfg: CfgNode, baseline: str) -> str:
+        """Return the command that trains ``baseline`` for as long, for the report; empty if there is none."""
+        return outputs.control_command(cfg, baseline)
+
 
 YAML = ConfigFormat()

@@ -16,19 +16,19 @@ from d2prune.checkpoint import spec_of_file, unpruned_cfg
 from d2prune.checkpoint.refusals import no_spec
 from d2prune.engine.config_format import YAML, ConfigFormat
 from d2prune.engine.outputs import write_spec
-from d2prune.engine.publish import publish
+from d2prune.engine.publish import evaluated_stage, publish
 from d2prune.engine.settings import FINAL_FILE, PRUNED_FILE, trace_input_from_cfg
 from d2prune.errors import PruneError
 from d2prune.modeling.unfuse import thaw
 from d2prune.pruning import measure_model
 from d2prune.rebuild import spec_of_model
 from d2prune.report.record import (
+    BASELINE,
     CONTROL,
     FINE_TUNED,
     REPORT_FILE,
     Report,
     read_report_json,
-    stage_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -171,6 +171,10 @@ def finish(
         logger.warning("no %s beside '%s': no report", REPORT_FILE, cfg.MODEL.WEIGHTS)
         return
     _add_row(cfg, report, FINE_TUNED, model, results, weights, iterations, config_format)
+    baseline = report.stage(BASELINE)
+    command = config_format.control_command(cfg, baseline.weights) if baseline else ""
+    if command:
+        logger.info("To compare with the unpruned model, trained on for as long:\n  %s", command)
 
 
 def add_control(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any], folder: str) -> None:
@@ -209,7 +213,7 @@ def _add_row(
 ) -> None:
     """Add a stage, or replace the one of that name, and publish the report in OUTPUT_DIR."""
     totals = measure_model(model, trace_input_from_cfg(cfg, model)).totals
-    report = report.with_stage(stage_of(name, totals, results, weights, iterations))
+    report = report.with_stage(evaluated_stage(cfg, name, totals, results, weights, iterations))
     publish(cfg, report, {**_earlier(cfg, report, name, config_format), name: model}, config_format)
 
 

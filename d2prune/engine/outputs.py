@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_cfg
@@ -55,15 +56,30 @@ def _restricted(cfg: CfgNode, to: CfgNode) -> CfgNode:
 
 def next_command(weights: str) -> str:
     """Return the command that was run, turned into the one that fine-tunes its result."""
+    kept = _words_without({"MODEL.PRUNE", "MODEL.FINETUNE", "MODEL.WEIGHTS"})
+    return same_script("train_net.py", [*kept, "MODEL.FINETUNE", "True", "MODEL.WEIGHTS", weights])
+
+
+def control_command(cfg: CfgNode, baseline: str) -> str:
+    """Return the command that trains ``baseline`` as a fine-tuning was; empty beside no train_control.py."""
+    script = Path(sys.argv[0]).with_name("train_control.py")
+    if not script.is_file():
+        return ""
+    kept = _words_without({"MODEL.PRUNE", "MODEL.FINETUNE", "MODEL.WEIGHTS", "OUTPUT_DIR"})
+    where = ["MODEL.WEIGHTS", baseline, "OUTPUT_DIR", os.path.join(cfg.OUTPUT_DIR, "control")]
+    return shlex.join(["python", str(script), "--report", cfg.OUTPUT_DIR, *kept, *where])
+
+
+def _words_without(keys: Collection[str]) -> list[str]:
+    """Return the command line without --resume and these keys with their values."""
     words, kept = sys.argv[1:], []
-    replaced = {"MODEL.PRUNE", "MODEL.FINETUNE", "MODEL.WEIGHTS"}
     while words:
         word = words.pop(0)
-        if word in replaced:
+        if word in keys:
             words = words[1:]
         elif word != "--resume":
             kept.append(word)
-    return same_script("train_net.py", [*kept, "MODEL.FINETUNE", "True", "MODEL.WEIGHTS", weights])
+    return kept
 
 
 def same_script(otherwise: str, words: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from d2prune.engine.calibration import Load, calibration_data
 from d2prune.engine.config_format import YAML, ConfigFormat
 from d2prune.engine.detections import compare_detections
 from d2prune.engine.outputs import write_spec
-from d2prune.engine.publish import IMAGES, publish
+from d2prune.engine.publish import IMAGES, evaluated_stage, publish
 from d2prune.engine.settings import (
     PRUNED_FILE,
     check_modes,
@@ -40,7 +40,6 @@ from d2prune.report.record import (
     Detections,
     Report,
     report_of,
-    stage_of,
     write_report_json,
 )
 
@@ -159,7 +158,7 @@ def _finish(
     files = {BASELINE: cfg.MODEL.WEIGHTS, PRUNED: weights}
     totals = {BASELINE: report.before, PRUNED: report.after}
     for name, (_, results) in evaluated.items():
-        report = report.with_stage(stage_of(name, totals[name], results, files[name]))
+        report = report.with_stage(evaluated_stage(cfg, name, totals[name], results, files[name]))
     publish(cfg, report, {name: model for name, (model, _) in evaluated.items()}, config_format)
     if not cfg.MODEL.FINETUNE:
         logger.info("Next, to get the accuracy back:\n  %s", config_format.next_command(weights))

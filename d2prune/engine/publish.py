@@ -6,15 +6,17 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
+from d2prune.core.types import Totals
 from d2prune.engine.config_format import YAML, ConfigFormat, Mapper
 from d2prune.report.html import write_report
 from d2prune.report.images import ImageRow, example_images
-from d2prune.report.record import Report, write_report_json
+from d2prune.report.record import Report, Stage, average_precision, stage_of, write_report_json
 from d2prune.report.table import stage_table
 from d2prune.report.timing import latency
 from d2prune.report.verdict import verdict
@@ -52,6 +54,24 @@ def publish(
     path = os.path.join(cfg.OUTPUT_DIR, HTML_FILE)
     write_report(report, path, images)
     logger.info("Report: %s\n%s\n%s", path, stage_table(report), verdict(report))
+
+
+def evaluated_stage(
+    cfg: CfgNode,
+    name: str,
+    totals: Totals,
+    results: Mapping[str, Any],
+    weights: str,
+    iterations: int | None = None,
+) -> Stage:
+    """Return a stage with the data set that ``results`` are of, and the run's seed."""
+    stage = stage_of(name, totals, results, weights, iterations)
+    if not stage.evaluated or not cfg.DATASETS.TEST:
+        return stage
+    names = [n for n in cfg.DATASETS.TEST if isinstance(results.get(n), Mapping)]
+    test_set = next((n for n in names if average_precision(results[n])), cfg.DATASETS.TEST[0])
+    images = len(DatasetCatalog.get(test_set)) if test_set in DatasetCatalog.list() else None
+    return replace(stage, test_set=test_set, images=images, seed=cfg.SEED if cfg.SEED >= 0 else None)
 
 
 def _timed(report: Report, models: Mapping[str, nn.Module], data_set: str, mapper: Mapper) -> Report:

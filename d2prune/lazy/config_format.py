@@ -79,6 +79,10 @@ class LazyFormat(ConfigFormat):
         modes = ["prune.enabled=False", "prune.finetune=True", f"train.init_checkpoint={weights}"]
         return same_script("lazyconfig_train_net.py", [*kept, *modes])
 
+    def control_command(self, cfg: CfgNode, baseline: str) -> str:
+        """See :meth:`ConfigFormat.control_command`; there is no such tool for LazyConfigs."""
+        return ""
+
 
 def _yaml(config: DictConfig) -> str:
     """The config as YAML; empty where it would not load again."""

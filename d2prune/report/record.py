@@ -7,7 +7,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ import torch
 
 from d2prune.core.types import Coverage, Proof, Totals
 from d2prune.files import atomic_write
-from d2prune.pruning import PruneResult
+from d2prune.pruning import PruneResult, Repair
 from d2prune.report.machine import environment
 from d2prune.report.timing import Latency
 
@@ -36,6 +36,9 @@ class Stage:
         latency_ms: times of the network alone; None where it was not timed.
         weights: path of the checkpoint.
         iterations: trained in this stage; None without training.
+        test_set: the data set that AP was evaluated on; empty where it was not, or in older reports.
+        images: how many images it has.
+        seed: of the run, if it was set.
     """
 
     name: str
@@ -46,6 +49,9 @@ class Stage:
     latency_ms: Latency | None = None
     weights: str = ""
     iterations: int | None = None
+    test_set: str = ""
+    images: int | None = None
+    seed: int | None = None
 
     @property
     def evaluated(self) -> bool:
@@ -65,6 +71,26 @@ class Detections:
 
 
 @dataclass(frozen=True)
+class Repairs:
+    """The repair of a pruned model in sum.
+
+    Attributes:
+        layers: how many were repaired.
+        missed: layers that read removed channels and were not.
+        batches: on how many batches.
+        before, after: mean squared error of the repaired layers' outputs, by their variance.
+        proof: that the repaired model equals the one repaired at full width; None where it was switched off.
+    """
+
+    layers: int
+    missed: tuple[str, ...]
+    batches: int
+    before: float
+    after: float
+    proof: Proof | None
+
+
+@dataclass(frozen=True)
 class Report:
     """The content of pruning_report.json.
 
@@ -79,6 +105,7 @@ class Report:
         environment: where it ran.
         stages: the evaluated models, in the order of their making.
         detections: None where detections were not compared.
+        repair: what was done to the weights; None where nothing was.
         version: of the format.
     """
 
@@ -93,6 +120,7 @@ class Report:
     environment: Mapping[str, Any]
     stages: tuple[Stage, ...] = ()
     detections: Detections | None = None
+    repair: Repairs | None = None
     version: int = 1
 
     def stage(self, name: str) -> Stage | None:
@@ -123,6 +151,7 @@ class Report:
             "coverage": tuple(_read(Coverage, row) for row in data["coverage"]),
             "stages": tuple(_read_stage(row) for row in data["stages"]),
             "detections": _read(Detections, data["detections"]) if data.get("detections") else None,
+            "repair": _read_repair(data.get("repair")),
         }
         return _read(cls, {**data, **nested, "input_size": tuple(data["input_size"])})
 
@@ -135,6 +164,13 @@ def _read(record: type[Record], data: Mapping[str, Any]) -> Record:
 def _read_proof(data: Mapping[str, Any] | None) -> Proof | None:
     names = ("compared", "inputs", "constant")  # the last two are missing in older reports
     return _read(Proof, {**data, **{name: tuple(data.get(name, ())) for name in names}}) if data else None
+
+
+def _read_repair(data: Mapping[str, Any] | None) -> Repairs | None:
+    if not data:
+        return None
+    proof = _read_proof(data.get("proof"))
+    return _read(Repairs, {**data, "missed": tuple(data["missed"]), "proof": proof})
 
 
 def _read_stage(data: Mapping[str, Any]) -> Stage:
@@ -154,7 +190,26 @@ def report_of(result: PruneResult[Any], size: tuple[int, int], device: torch.dev
         coverage=result.coverage,
         input_size=size,
         environment=environment(device),
+        repair=_repairs(result.repair),
     )
+
+
+def _repairs(repair: Repair | None) -> Repairs | None:
+    if repair is None:
+        return None
+    done = [layer for layer in repair.layers if not layer.reason]
+    return Repairs(
+        layers=len(done),
+        missed=tuple(layer.layer for layer in repair.layers if layer.reason),
+        batches=repair.batches,
+        before=_mean([layer.before for layer in done]),
+        after=_mean([layer.after for layer in done]),
+        proof=repair.proof,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
 
 
 def stage_of(

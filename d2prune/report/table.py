@@ -39,7 +39,8 @@ class StageRow:
 def stage_rows(report: Report) -> list[StageRow]:
     """Return the stages of a report, each figure with its change against the baseline.
 
-    The baseline is the stage of that name, else the first. What was not measured is a dash.
+    The baseline is the stage of that name, else the first. What was not measured is a dash; AP on different
+    data sets is not compared.
     """
     stages = report.stages or _unmeasured(report)
     base = next((stage for stage in stages if stage.name == BASELINE), stages[0])
@@ -116,7 +117,11 @@ def _unmeasured(report: Report) -> tuple[Stage, ...]:
 
 
 def _cells(stage: Stage, base: Stage | None) -> tuple[Cell, ...]:
-    def cell(read: Callable[[Stage], float | None], show: Show, compare: Compare) -> Cell:
+    same = base if base and base.test_set == stage.test_set else None
+
+    def cell(
+        read: Callable[[Stage], float | None], show: Show, compare: Compare, base: Stage | None = base
+    ) -> Cell:
         value, before = known(read(stage)), known(read(base)) if base else None
         if value is None:
             return Cell(MISSING)
@@ -125,8 +130,8 @@ def _cells(stage: Stage, base: Stage | None) -> tuple[Cell, ...]:
     return (
         cell(lambda one: one.params, quantity, _percent),
         cell(lambda one: one.macs, quantity, _percent),
-        cell(lambda one: one.box_ap, "{:.1f}".format, _points),
-        cell(lambda one: one.mask_ap, "{:.1f}".format, _points),
+        cell(lambda one: one.box_ap, "{:.1f}".format, _points, same),
+        cell(lambda one: one.mask_ap, "{:.1f}".format, _points, same),
         _latency(stage, base),
     )
 

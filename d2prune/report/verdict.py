@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from d2prune.core.types import Proof
-from d2prune.report.record import BASELINE, CONTROL, Report, Stage
+from d2prune.report.record import BASELINE, CONTROL, Repairs, Report, Stage
 from d2prune.report.table import known
 
 
@@ -27,7 +27,13 @@ METRICS = (Metric("mask AP", lambda stage: stage.mask_ap), Metric("box AP", lamb
 
 def verdict(report: Report) -> str:
     """Say in one sentence what was removed, whether that is proved exact, and what it cost in AP."""
-    parts = [removed(report), proof_words(report.proof), detection_words(report), ap_words(report)]
+    parts = [
+        removed(report),
+        proof_words(report.proof),
+        repair_words(report.repair),
+        detection_words(report),
+        ap_words(report),
+    ]
     return "; ".join(part for part in parts if part) + "."
 
 
@@ -63,6 +69,18 @@ def proof_words(proof: Proof | None) -> str:
     )
 
 
+def repair_words(repair: Repairs | None) -> str:
+    """Say what the repair did, and whether it is proved; empty without one."""
+    if repair is None:
+        return ""
+    missed = f", {len(repair.missed)} could not be" if repair.missed else ""
+    state = "" if repair.proof is None else f", {proof_state(repair.proof)}"
+    return (
+        f"{repair.layers} layers that read removed channels were repaired on {repair.batches} batches{missed}"
+        f" (mean error of their outputs {repair.before:.1%} before, {repair.after:.1%} after{state})"
+    )
+
+
 def detection_words(report: Report) -> str:
     """Compare the masked and the pruned model's detections, end to end; empty where they were not."""
     found = report.detections
@@ -81,23 +99,32 @@ def ap_metric(report: Report) -> Metric | None:
 
 
 def ap_change(report: Report) -> float | None:
-    """Return the last stage's AP less the baseline's, in points; None where either is not evaluated."""
+    """Return the last stage's AP less the baseline's, in points.
+
+    None where either is not evaluated, or they are on different data sets.
+    """
     metric = ap_metric(report)
     if metric is None:
         return None
-    before, after = metric.of(report.stage(BASELINE)), metric.of(_last(report))
-    return None if before is None or after is None else after - before
+    return _change(metric, report.stage(BASELINE), _last(report))
+
+
+def _change(metric: Metric, one: Stage | None, other: Stage | None) -> float | None:
+    before, after = metric.of(one), metric.of(other)
+    if one is None or other is None or before is None or after is None or one.test_set != other.test_set:
+        return None
+    return after - before
 
 
 def ap_words(report: Report) -> str:
-    """Give the AP of every stage; what was not evaluated is said to be so."""
+    """Give the AP of every stage, on what, and what must not be read into it."""
     metric = ap_metric(report)
     if metric is None:
         return "AP not evaluated"
     figures = ", ".join(f"{stage.name} {_shown(metric.of(stage))}" for stage in judged(report))
     change, last = ap_change(report), _last(report)
     loss = f": {_points(change)} by the {last.name} model" if change is not None and last else ""
-    return f"{metric.name} {figures}{loss}{_against_control(report, metric)}"
+    return f"{metric.name}{_where(report)} {figures}{loss}{_cautions(report, metric)}"
 
 
 def judged(report: Report) -> list[Stage]:
@@ -105,12 +132,54 @@ def judged(report: Report) -> list[Stage]:
     return [stage for stage in report.stages if stage.name != CONTROL]
 
 
-def _against_control(report: Report, metric: Metric) -> str:
-    """Fine-tuning is more training too: what the baseline gains from as much of it."""
-    control, last = metric.of(report.stage(CONTROL)), metric.of(_last(report))
-    if control is None or last is None:
+def _where(report: Report) -> str:
+    """Name the data set of the first stage that was evaluated, with its images."""
+    stage = next((stage for stage in report.stages if stage.evaluated), None)
+    if stage is None or not stage.test_set:
         return ""
-    return f"; the baseline trained on for as long has {control:.1f} ({_points(last - control)})"
+    images = f", {stage.images} images" if stage.images is not None else ""
+    return f" on {stage.test_set}{images}:"
+
+
+def _cautions(report: Report, metric: Metric) -> str:
+    """Return the sentences that keep the figures from saying more than they do."""
+    found = [*_unlike(report, metric), *_no_baseline(report, metric), *_control(report, metric)]
+    return "".join(f"; {text}" for text in found)
+
+
+def _unlike(report: Report, metric: Metric) -> list[str]:
+    base = report.stage(BASELINE)
+    return [
+        f"the {stage.name} model was evaluated on '{stage.test_set}', the baseline on '{base.test_set}', so "
+        "they are not compared"
+        for stage in report.stages
+        if base and metric.of(stage) is not None and metric.of(base) is not None
+        and stage.test_set != base.test_set
+    ]  # fmt: skip
+
+
+def _no_baseline(report: Report, metric: Metric) -> list[str]:
+    if metric.of(report.stage(BASELINE)) != 0:
+        return []
+    return ["the baseline finds nothing, so nothing can be lost: are its weights trained for this data set?"]
+
+
+def _control(report: Report, metric: Metric) -> list[str]:
+    """Fine-tuning is more training too: what the baseline gains from as much of it."""
+    control, last = report.stage(CONTROL), _last(report)
+    if last is None or not last.iterations:
+        return []
+    seed = "" if last.seed is None else f", seed {last.seed}"
+    once = f"one run of {last.iterations} iterations{seed}"
+    change = _change(metric, control, last)
+    if control is None or change is None:
+        return [once, "not compared with a continued baseline"]
+    length = (
+        "as long" if control.iterations in (None, last.iterations) else f"{control.iterations} iterations"
+    )
+    return [
+        f"{once}; the baseline trained on for {length} has {_shown(metric.of(control))} ({_points(change)})"
+    ]
 
 
 def _points(change: float) -> str:

@@ -38,7 +38,8 @@ def stage(name, params, macs, ap=None, latency=None):
         "ratio_high": 9.0,
     }
     return {"name": name, "params": params, "macs": macs, "box_ap": ap and ap + 2, "mask_ap": ap,
-            "latency_ms": times, "weights": f"{name}.pth", "iterations": None}  # fmt: skip
+            "latency_ms": times, "weights": f"{name}.pth", "iterations": None,
+            "test_set": "", "images": None, "seed": None}  # fmt: skip
 
 
 def layer(name, before, after, macs, reason=""):

@@ -39,7 +39,7 @@ def test_a_report_goes_to_a_file_and_back(report, tmp_path):
     record.write_report_json(read(report), tmp_path)
     assert record.read_report_json(tmp_path) == read(report)
     written = json.loads((tmp_path / record.REPORT_FILE).read_text())
-    assert written == {**report, "detections": None}
+    assert written == {**report, "detections": None, "repair": None}
 
 
 def test_a_report_written_before_proofs_named_their_inputs_is_read(report):

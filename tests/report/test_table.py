@@ -36,6 +36,11 @@ def test_no_change_without_the_baselines_figure(report):
     assert cells(report, "pruned")[3] == "10.0"
 
 
+def test_no_change_of_ap_between_data_sets(report):
+    report["stages"][1]["test_set"] = "other"
+    assert cells(report, "pruned")[1:4] == ["1.00 G (−50.0%)", "12.0", "10.0"]
+
+
 def test_zero_is_a_figure(report):
     report["stages"][1]["mask_ap"] = 0.0
     assert cells(report, "pruned")[3] == "0.0 (−54.0)"

@@ -67,10 +67,58 @@ def test_gain_and_standstill_are_named(report):
 
 
 def test_the_continued_baseline_is_the_fair_comparison(report):
-    control = report["stages"][0] | {"name": "continued baseline", "mask_ap": 55.1}
+    control = report["stages"][0] | {"name": "continued baseline", "mask_ap": 55.1, "iterations": 9}
+    report["stages"][2]["iterations"] = 9
     report["stages"].append(control)
     assert "trained on for as long has 55.1 (1.5 points lost)" in ap_words(read(report))
     assert ap_change(read(report)) == pytest.approx(-0.4)
+
+
+def test_the_data_set_is_named(report):
+    for stage in report["stages"]:
+        stage |= {"test_set": "digits_val", "images": 1000}
+    assert ap_words(read(report)).startswith("mask AP on digits_val, 1000 images: baseline 54.0")
+
+
+def test_ap_on_another_data_set_is_not_compared(report):
+    report["stages"][0] |= {"test_set": "digits_val"}
+    report["stages"][1] |= {"test_set": "digits_val"}
+    report["stages"][2] |= {"test_set": "digits_val_mini"}
+    text = ap_words(read(report))
+    assert "fine-tuned model was evaluated on 'digits_val_mini', the baseline on 'digits_val'" in text
+    assert "lost" not in text and ap_change(read(report)) is None
+
+
+def test_a_baseline_that_finds_nothing_is_said(report):
+    report["stages"][0]["mask_ap"] = 0.0
+    assert "the baseline finds nothing" in ap_words(read(report))
+    report["stages"][0]["mask_ap"] = 0.1
+    assert "finds nothing" not in ap_words(read(report))
+
+
+def test_training_without_a_control_is_said_to_be_without(report):
+    report["stages"][2] |= {"iterations": 1200, "seed": 1}
+    text = ap_words(read(report))
+    assert text.endswith("; one run of 1200 iterations, seed 1; not compared with a continued baseline")
+    report["stages"].append(report["stages"][0] | {"name": "continued baseline", "iterations": 300})
+    assert ap_words(read(report)).endswith("trained on for 300 iterations has 54.0 (0.4 points lost)")
+
+
+def test_the_repair_is_told(report):
+    assert "repaired" not in verdict(read(report))
+    repair = {
+        "layers": 9,
+        "missed": [],
+        "batches": 200,
+        "before": 0.31,
+        "after": 0.08,
+        "proof": report["proof"],
+    }
+    report["repair"] = repair
+    text = "9 layers that read removed channels were repaired on 200 batches (mean error of their outputs "
+    assert f"{text}31.0% before, 8.0% after, exact)" in verdict(read(report))
+    report["repair"] = repair | {"missed": ["a.b"], "proof": None}
+    assert "200 batches, 1 could not be (mean" in verdict(read(report))
 
 
 def test_without_stages_nothing_is_claimed(report):

@@ -23,7 +23,7 @@ METHODS = {
     "magnitude": Method("magnitude", "uniform", ""),
     "magnitude + repair": Method("magnitude", "uniform", "refit"),
     "magnitude, global": Method("magnitude", "global", ""),
-    "torch-pruning L2": Method("torch_pruning.GroupNormImportance", "global", ""),
+    "torch-pruning L2": Method("torch_pruning.GroupMagnitudeImportance", "global", ""),
     "random": Method("random", "uniform", ""),
     "random + repair": Method("random", "uniform", "refit"),
 }

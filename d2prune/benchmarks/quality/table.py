@@ -26,6 +26,9 @@ def markdown(trials: Sequence[Trial]) -> str:
             if (t.family, t.method, t.amount, t.iterations) == (family, method, amount, iterations)
         ]
         whole = [t.cut for t in trials if t.family == family and t.method == BASELINE]
+        if same[0].refused:
+            lines.append(f"| {family} | {method} | −{amount:.0%} | refused: {same[0].refused} |" + " |" * 5)
+            continue
         cells = (
             family,
             method,

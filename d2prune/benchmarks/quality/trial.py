@@ -11,6 +11,7 @@ import torch
 from d2prune.benchmarks.quality.family import Family, Scores
 from d2prune.benchmarks.quality.methods import METHODS
 from d2prune.core.types import Request
+from d2prune.errors import PruneError
 from d2prune.pruning import prune_model
 from d2prune.pruning.calibration import Data
 
@@ -32,7 +33,8 @@ class Trial:
         iterations: steps of training after the prune.
         seconds: of the prune, with calibration and proof.
         peak_gb: resident memory of the process, at most, in 10^9 bytes.
-        exact: whether the proof passed.
+        exact: whether the proofs passed.
+        refused: why nothing was pruned; empty where it was.
     """
 
     family: str
@@ -47,6 +49,7 @@ class Trial:
     seconds: float = 0.0
     peak_gb: float = 0.0
     exact: bool = True
+    refused: str = ""
 
     @property
     def key(self) -> tuple[str, str, float, int, int]:
@@ -63,18 +66,17 @@ def baseline(family: Family, seed: int, iterations: int = 0) -> Trial:
 
 
 def try_method(family: Family, method: str, amount: float, seed: int, iterations: int = 0) -> Trial:
-    """Prune a trained model, evaluate it, and with ``iterations`` train and evaluate it again.
-
-    Raises:
-        PruneError: if the prune is refused.
-    """
+    """Prune a trained model, evaluate it, and with ``iterations`` train and evaluate it again."""
     how = METHODS[method]
     torch.manual_seed(seed)
     model = family.load()
     images, loss = family.batches(seed)
     request = Request(amount, criterion=how.criterion, allocation=how.allocation, round_to=family.round_to)
     start = time.perf_counter()
-    result = prune_model(model, request, family.trace_input(model), data=Data(images, loss, how.repair))
+    try:
+        result = prune_model(model, request, family.trace_input(model), data=Data(images, loss, how.repair))
+    except PruneError as error:
+        return Trial(family.name, method, amount, seed, iterations=iterations, refused=str(error))
     seconds = time.perf_counter() - start
     proofs = [result.proof, result.repair.proof if result.repair else result.proof]
     tuned = family.tune(result.model, iterations, seed) if iterations else None
