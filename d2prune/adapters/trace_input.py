@@ -65,11 +65,11 @@ class TraceInput:
         """Return all dense outputs on other images than the fixed ones; gradients flow to them."""
         return self._run(model, images, training_branches=True)
 
-    def batch(self, model: nn.Module, batch: Any) -> None:
-        """Run the model on a batch of a user's data: its own input, or Detectron2's list[dict]."""
+    def batch(self, model: nn.Module, batch: Any) -> list[Mapping[str, Tensor]]:
+        """Return all dense outputs on a batch of a user's data: its own input, or Detectron2's list[dict]."""
         dicts = isinstance(batch, (list, tuple)) and all(isinstance(sample, Mapping) for sample in batch)
-        for given in [sample["image"][None].float() for sample in batch] if dicts else [batch]:
-            self._run(model, given, training_branches=True)
+        inputs = [sample["image"][None].float() for sample in batch] if dicts else [batch]
+        return [self._run(model, given, training_branches=True) for given in inputs]
 
     def _run(self, model: nn.Module, inputs: Any, training_branches: bool) -> Mapping[str, Tensor]:
         inputs = tree_map(lambda value: _like(value, model), inputs)

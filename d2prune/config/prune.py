@@ -22,10 +22,10 @@ def add_prune_config(cfg: CfgNode) -> None:
     keys.PRUNING.AMOUNT = 0.5
     # How channels are chosen: "reconstruction" (what the others can replace goes), "fisher", "taylor",
     # "magnitude", "random", a name given to @d2prune.register_criterion, or an importance of torch-pruning:
-    # "torch_pruning.LAMPImportance". "auto" is the first where there are images, else "magnitude".
+    # "torch_pruning.LAMPImportance". "auto": one of the first two where there are images, else "magnitude".
     keys.PRUNING.CRITERION = "auto"
-    # How AMOUNT is shared out: "per_cost" (least error per cost saved), "uniform" (same fraction of every
-    # group) or "global" (lowest scores). "auto" is the first for criteria measured on images, else "uniform".
+    # How AMOUNT is shared out: "per_cost" (least error per cost saved), "global" (lowest scores) or "uniform"
+    # (same fraction of every group). "auto": where there are images, what loses least on some of them.
     keys.PRUNING.ALLOCATION = "auto"
     # Images of DATASETS.TRAIN, with their labels, that channels are chosen and repaired by; 0: none;
     # -1: 200, or fewer large ones: 50 megapixels together, but at least 32.

@@ -1,8 +1,9 @@
 """One prune, with all that it decides and checks.
 
 api          prune(), for any model
-run          trace, calibrate, rank, plan, cut, prove, repair
+run          trace, calibrate, rank, plan, cut, repair, choose, prove
 calibration  a user's batches -> statistics
+choosing     what "auto" stands for: ways to prune, and what each loses
 measuring    groups of channels, costs
 cutting      a plan -> a pruned copy
 proving      that it equals the masked model

@@ -46,11 +46,12 @@ def prune(
         amount: fraction of the whole model's ``target`` to REMOVE, 0 < amount < 1.
         target: what ``amount`` counts: "channels", "params" or "macs".
         criterion: name of a registered criterion, "torch_pruning.LAMPImportance" and the like, or an
-            instance of torch-pruning's ``Importance``. "auto" is "reconstruction" with ``data``, else
-            "magnitude".
+            instance of torch-pruning's ``Importance``. "auto" is "magnitude" without ``data``; with it,
+            "reconstruction" or, where there is a loss, "fisher": see ``allocation``.
         allocation: "uniform" (the same fraction of every group), "global" (lowest scores first) or
-            "per_cost" (least error per cost saved). "auto" is the last where the criterion is measured on
-            data, else the first.
+            "per_cost" (least error per cost saved). "auto" is the first for criteria that need no data.
+            Otherwise "auto" tries every way that is left open, repaired, and takes the one with the least
+            loss (without a loss: change of outputs) on a fifth of ``data`` that serves for nothing else.
         ratios: fractions of channels to remove, by shell-style pattern over dotted module names;
             such groups are left out of the allocation.
         protect: patterns of layers whose output channels stay.

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from d2prune.adapters import TraceInput
-from d2prune.core.calibrate.collect import calibrate
+from d2prune.core.calibrate.collect import Loss, calibrate
 from d2prune.core.calibrate.moments import WIDEST, Statistics
 from d2prune.core.copies import in_float32
-from d2prune.core.plan.criteria import Needs
 from d2prune.core.types import Group
 from d2prune.errors import MISFITS, PruneError, told
 
@@ -65,38 +64,8 @@ def check_repair(repair: str) -> None:
         )
 
 
-def statistics_of(
-    model: nn.Module, groups: Sequence[Group], trace_input: TraceInput, data: Data, needs: Needs
-) -> Statistics:
-    """Calibrate a copy of ``model`` on ``data``, with the loss's gradients where there is a loss.
-
-    Raises:
-        PruneError: if a loss is needed, and there is none.
-    """
-    start = time.monotonic()
-    loss = _loss(model, trace_input, data)
-    if loss is None and needs == "loss":
-        raise PruneError(
-            "this MODEL.PRUNING.CRITERION needs the gradients of a loss: give prune(loss=...), or batches "
-            "with labels",
-            keys=("MODEL.PRUNING.CRITERION",),
-        )
-    logger.info(
-        "calibrating on %d batches, %s labels", len(data.batches), "with" if loss is not None else "without"
-    )
-    widest = 0 if data.repair == "fold" else WIDEST
-    found = calibrate(
-        in_float32(model), groups, data.batches, trace_input.batch, loss, needs == "loss", widest
-    )
-    logger.info("calibrated in %.0f s", time.monotonic() - start)
-    for layer, reason in found.unmeasured.items():
-        logger.info("%s is not measured: %s", layer, reason)
-    return found
-
-
-def _loss(
-    model: nn.Module, trace_input: TraceInput, data: Data
-) -> Callable[[nn.Module, Any], Tensor | None] | None:
+def loss_of(model: nn.Module, trace_input: TraceInput, data: Data) -> Loss | None:
+    """Return the loss to measure by: the user's, or the adapter's if any of the first batches has labels."""
     if data.loss is not None:
         given = data.loss
         return lambda model, batch: _summed(given(model, batch))
@@ -111,6 +80,36 @@ def _loss(
         logger.warning("the loss of %s can't be used: %s", type(model).__name__, told(error))
         return None
     return loss if labelled else None
+
+
+def statistics_of(
+    model: nn.Module,
+    groups: Sequence[Group],
+    trace_input: TraceInput,
+    data: Data,
+    loss: Loss | None,
+    gates: bool,
+) -> Statistics:
+    """Calibrate a copy of ``model`` on ``data``, with the gradients of the loss where there is one.
+
+    Args:
+        model: of any float dtype.
+        groups: those that may be pruned.
+        trace_input: runs the model.
+        data: its batches are used, and whether its repair is by places of the kernel.
+        loss: see :func:`loss_of`.
+        gates: whether to collect derivatives by factors on channels, too.
+    """
+    start, labels = time.monotonic(), "with" if loss is not None else "without"
+    logger.info("calibrating on %d batches, %s labels", len(data.batches), labels)
+    widest = 0 if data.repair == "fold" else WIDEST
+    found = calibrate(
+        in_float32(model), groups, data.batches, trace_input.batch, loss, gates and loss is not None, widest
+    )
+    logger.info("calibrated in %.0f s", time.monotonic() - start)
+    for layer, reason in found.unmeasured.items():
+        logger.info("%s is not measured: %s", layer, reason)
+    return found
 
 
 def _summed(losses: Tensor | Mapping[str, Tensor] | None) -> Tensor | None:

@@ -10,6 +10,7 @@ from torch import nn
 from d2prune.core.cut.repair import Repaired
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.core.types import Coverage, Proof, PrunePlan, Request, Totals
+from d2prune.pruning.choosing import Tried
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,6 +31,8 @@ class PruneResult(Generic[Model]):
         reached: removed fraction of the request's target.
         plan: the units that stayed of each group.
         repair: what was done to the weights; None without data, or with repair="".
+        tried: the ways to prune that "auto" chose from, with what each loses; ``request`` has the one taken.
+            Empty where there was no choice.
         reference: the model at full width whose outputs, with the removed channels masked, ``model`` has: the
             one passed in, or that with repaired weights.
     """
@@ -45,6 +48,7 @@ class PruneResult(Generic[Model]):
     reached: float
     plan: PrunePlan
     repair: Repair | None
+    tried: tuple[Tried, ...]
     reference: Model
 
 

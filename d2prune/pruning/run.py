@@ -17,10 +17,9 @@ from d2prune.adapters import TraceInput
 from d2prune.core.calibrate.moments import Statistics
 from d2prune.core.cut.coverage import UNREACHED, coverage
 from d2prune.core.cut.proof import MisfitError
-from d2prune.core.cut.repair import repair
+from d2prune.core.cut.repair import Repaired, repair
 from d2prune.core.cut.spec import PruneSpec
-from d2prune.core.plan.costs import CostModel
-from d2prune.core.plan.criteria import AUTO, Criterion, chosen, criterion_of, rank_groups
+from d2prune.core.plan.criteria import Criterion, rank_groups
 from d2prune.core.plan.limits import Limits, limits_of
 from d2prune.core.plan.planner import TOLERANCE, check, plan
 from d2prune.core.plan.ranking import Ranking, by_score
@@ -28,8 +27,9 @@ from d2prune.core.plan.review import Review, decide
 from d2prune.core.types import Coverage, Group, Proof, PrunePlan, Request, Totals
 from d2prune.errors import MISFITS, PruneError, told
 from d2prune.pruning.bisect import without_misfits
-from d2prune.pruning.calibration import Data, statistics_of
+from d2prune.pruning.calibration import Data, loss_of, statistics_of
 from d2prune.pruning.checks import check_inputs, check_model, check_repeatable
+from d2prune.pruning.choosing import Tried, Way, held_out, loss_on, ways
 from d2prune.pruning.cutting import cut_by_plan, misfit
 from d2prune.pruning.measuring import find_groups, measure_model
 from d2prune.pruning.proving import proof_of
@@ -51,15 +51,9 @@ def prune_model(
     data: Data | None = None,
 ) -> PruneResult[Model]:
     """Prune as :func:`prune` does; ``criterion``, if given, replaces the one that ``request`` names."""
-    request = _decided(request, data)
-    check(request)
-    criterion = criterion or criterion_of(request.criterion)
-    if criterion.needs and data is None:
-        raise PruneError(
-            f"MODEL.PRUNING.CRITERION '{request.criterion}' needs data: give prune(data=...), or "
-            "DATASETS.TRAIN and MODEL.PRUNING.CALIBRATION_IMAGES",
-            keys=("MODEL.PRUNING.CRITERION",),
-        )
+    choices = ways(request, criterion, data is not None)
+    for way in choices:
+        check(way.request)
     check_model(model)
     try:
         groups = find_groups(model, trace_input)
@@ -69,7 +63,7 @@ def prune_model(
         told(error)
         check_inputs(model, trace_input)
         raise
-    run = _Run(model, request, trace_input, prove, review, criterion, data)
+    run = _Run(model, choices, trace_input, prove, review, data)
     while True:
         try:
             return run.pruned(groups)
@@ -81,33 +75,44 @@ def prune_model(
             groups = remaining
 
 
-def _decided(request: Request, data: Data | None) -> Request:
-    """Return the request with what "auto" stands for, and say so where no data decide."""
-    criterion, allocation = chosen(request.criterion, request.allocation, data is not None)
-    if request.criterion == AUTO and data is None:
-        logger.warning(
-            "no data to calibrate on: channels are chosen by magnitude and nothing is repaired, which loses "
-            "far more accuracy; give a few batches (prune(data=...), DATASETS.TRAIN)"
-        )
-    return dataclasses.replace(request, criterion=criterion, allocation=allocation)
+@dataclass(frozen=True, eq=False)
+class _Cut(Generic[Model]):
+    """A plan carried out, and repaired where there are statistics."""
+
+    way: Way
+    rankings: tuple[Ranking, ...]
+    limits: tuple[Limits, ...]
+    plan: PrunePlan
+    spec: PruneSpec
+    unrepaired: Model
+    after: Totals
+    reached: float
+    reference: Model
+    model: Model
+    layers: tuple[Repaired, ...]
 
 
-@dataclass(eq=False)
 class _Run(Generic[Model]):
     """One prune, and what stays the same if some groups turn out to be fixed."""
 
-    model: Model
-    request: Request
-    trace_input: TraceInput
-    prove: bool
-    review: Review | None
-    criterion: Criterion
-    data: Data | None
-
-    def __post_init__(self) -> None:
-        self.costs = measure_model(self.model, self.trace_input)
+    def __init__(
+        self,
+        model: Model,
+        choices: tuple[Way, ...],
+        trace_input: TraceInput,
+        prove: bool,
+        review: Review | None,
+        data: Data | None,
+    ) -> None:
+        self.model, self.choices, self.trace_input = model, choices, trace_input
+        self.prove, self.review = prove, review
+        self.costs = measure_model(model, trace_input)
+        self.loss = loss_of(model, trace_input, data) if data is not None else None
+        self.data = self.judges = data
+        if data is not None and len(choices) > 1:
+            self.data, self.judges = held_out(data)
         self.statistics: Statistics | None = None
-        self.ranked: dict[str, Ranking | None] = {}
+        self.ranked: dict[str, dict[str, Ranking | None]] = {}
 
     def pruned(self, groups: tuple[Group, ...]) -> PruneResult[Model]:
         """Prune these groups.
@@ -115,91 +120,139 @@ class _Run(Generic[Model]):
         Raises:
             MisfitError: if the pruned model does not run, or is not equal to the masked one.
         """
-        model, request, costs = self.model, self.request, self.costs
-        limits = limits_of(groups, request, [name for name, _ in model.named_modules()])
-        rankings, limits = self._rank(groups, limits)
-        asked = request
-        for _ in range(ROUNDS):
-            decided = plan(groups, rankings, limits, costs, asked)
-            spec, pruned, after, reached = _carried_out(model, decided, costs, request, self.trace_input)
-            if abs(reached - decided.reached) <= TOLERANCE or abs(reached - request.amount) <= TOLERANCE:
-                break
-            # Some products of activations became cheaper than the layers' widths predicted.
-            asked = dataclasses.replace(asked, amount=asked.amount * request.amount / reached)
+        cut, tried = self._best(groups)
         if self.review is not None:
-            decided = decide(decided, rankings, limits, costs, request, self.review)
-            spec, pruned, after, reached = _carried_out(model, decided, costs, request, self.trace_input)
-        proof = self._proof(model, pruned, decided, spec)
-        rows = coverage(model, pruned, decided, costs)
+            request = cut.way.request
+            cut = self._carried_out(cut.way, cut.rankings, cut.limits, decide(
+                cut.plan, cut.rankings, cut.limits, self.costs, request, self.review
+            ))  # fmt: skip
+        else:
+            _warn_missed(cut.way.request, cut.reached)
+        proof = self._proof(self.model, cut.unrepaired, cut)
+        rows = coverage(self.model, cut.unrepaired, cut.plan, self.costs)
         _warn_unreached(rows)
-        if self.review is None:
-            _warn_missed(request, reached)
-        reference, repaired = model, None
-        if self.statistics is not None and self.data is not None and self.data.repair:
-            reference, pruned, repaired = self._repaired(decided, spec, self.statistics)
+        repaired = None
+        if cut.reference is not self.model:
+            assert self.statistics is not None, "the repair was made by it"
+            for layer in (layer for layer in cut.layers if layer.reason):
+                logger.warning("%s is not repaired: %s", layer.layer, layer.reason)
+            proved = self._proof(cut.reference, cut.model, cut)
+            repaired = Repair(cut.layers, self.statistics.batches, proved)
         return PruneResult(
-            model=pruned,
-            spec=spec_of_model(pruned) or spec,
-            step=spec,
+            model=cut.model,
+            spec=spec_of_model(cut.model) or cut.spec,
+            step=cut.spec,
             coverage=rows,
             proof=proof,
-            before=costs.totals,
-            after=after,
-            request=request,
-            reached=reached,
-            plan=decided,
+            before=self.costs.totals,
+            after=cut.after,
+            request=cut.way.request,
+            reached=cut.reached,
+            plan=cut.plan,
             repair=repaired,
-            reference=reference,
+            tried=tried,
+            reference=cut.reference,
         )
 
+    def _best(self, groups: tuple[Group, ...]) -> tuple[_Cut[Model], tuple[Tried, ...]]:
+        """Cut in every way, and return the cut that loses least."""
+        names = [name for name, _ in self.model.named_modules()]
+        limits = limits_of(groups, self.choices[0].request, names)
+        self._calibrate([group for group, limit in zip(groups, limits, strict=True) if not limit.reason])
+        if len(self.choices) == 1 or self.judges is None:
+            return self._cut(self.choices[0], groups, limits), ()
+        best: _Cut[Model] | None = None
+        tried: list[Tried] = []
+        refused: list[PruneError] = []
+        for way in self.choices:
+            if way.criterion.needs == "loss" and self.loss is None:
+                continue
+            try:
+                cut = self._cut(way, groups, limits)
+            except MisfitError:
+                raise
+            except PruneError as error:  # one way may not reach the amount where another does
+                refused.append(error)
+                continue
+            loss = loss_on(self.model, cut.model, self.judges, self.trace_input, self.loss)
+            if best is None or loss < min(one.loss for one in tried):
+                best = cut
+            tried.append(Tried(way.request.criterion, way.request.allocation, loss))
+        if best is None:
+            raise refused[0]
+        losses = "; ".join(f"{one.criterion}, {one.allocation}: {one.loss:.4g}" for one in tried)
+        logger.info("chosen by the loss on %d batches: %s (%s)", len(self.judges.batches), best.way, losses)
+        return best, tuple(tried)
+
+    def _calibrate(self, free: Sequence[Group]) -> None:
+        """Collect the statistics that criteria and repair need, once.
+
+        Raises:
+            PruneError: if the criterion needs a loss, and there is none.
+        """
+        needs = {way.criterion.needs for way in self.choices}
+        if self.statistics is not None or self.data is None or not (any(needs) or self.data.repair):
+            return
+        if needs == {"loss"} and self.loss is None:
+            raise PruneError(
+                "this MODEL.PRUNING.CRITERION needs the gradients of a loss: give prune(loss=...), or "
+                "batches with labels",
+                keys=("MODEL.PRUNING.CRITERION",),
+            )
+        gates = "loss" in needs
+        self.statistics = statistics_of(self.model, free, self.trace_input, self.data, self.loss, gates)
+
+    def _cut(self, way: Way, groups: tuple[Group, ...], limits: Sequence[Limits]) -> _Cut[Model]:
+        """Plan, cut and repair in one way, so that the measured cost is the requested one."""
+        rankings, limits = self._rank(way, groups, limits)
+        asked = request = way.request
+        for _ in range(ROUNDS):
+            decided = plan(groups, rankings, limits, self.costs, asked)
+            cut = self._carried_out(way, rankings, limits, decided)
+            if min(abs(cut.reached - decided.reached), abs(cut.reached - request.amount)) <= TOLERANCE:
+                break
+            # Some products of activations became cheaper than the layers' widths predicted.
+            asked = dataclasses.replace(asked, amount=asked.amount * request.amount / cut.reached)
+        return cut
+
     def _rank(
-        self, groups: Sequence[Group], limits: Sequence[Limits]
+        self, way: Way, groups: Sequence[Group], limits: Sequence[Limits]
     ) -> tuple[tuple[Ranking, ...], tuple[Limits, ...]]:
         """Return the groups' rankings, and the limits, which leave groups whole that can't be ranked."""
-        whole = [group for group, limit in zip(groups, limits, strict=True) if limit.reason]
-        needs, data = self.criterion.needs, self.data
-        if self.statistics is None and data is not None and (needs or data.repair):
-            free = [group for group in groups if group not in whole]
-            self.statistics = statistics_of(self.model, free, self.trace_input, data, needs)
-        if not self.ranked:
-            found = rank_groups(self.model, groups, self.criterion, whole, self.statistics)
-            self.ranked = {group.name: ranking for group, ranking in zip(groups, found, strict=True)}
-        why = f"what reads its channels was not measured, which CRITERION '{self.request.criterion}' needs"
-        rankings = [self.ranked[group.name] for group in groups]
+        name = way.request.criterion
+        if name not in self.ranked:
+            whole = [group for group, limit in zip(groups, limits, strict=True) if limit.reason]
+            found = rank_groups(self.model, groups, way.criterion, whole, self.statistics)
+            self.ranked[name] = {group.name: r for group, r in zip(groups, found, strict=True)}
+        why = f"what reads its channels was not measured, which CRITERION '{name}' needs"
+        rankings = [self.ranked[name][group.name] for group in groups]
         nothing = [by_score(np.zeros(group.units)) for group in groups]
         return (
             tuple(ranking or zeros for ranking, zeros in zip(rankings, nothing, strict=True)),
             tuple(li if r is not None else Limits(why) for li, r in zip(limits, rankings, strict=True)),
         )
 
-    def _repaired(
-        self, decided: PrunePlan, spec: PruneSpec, statistics: Statistics
-    ) -> tuple[Model, Model, Repair]:
-        """Return the model repaired at full width, the same pruned, and what was done."""
-        reference = copy.deepcopy(self.model)
-        layers = repair(reference, decided, statistics)
-        pruned = prune_further(copy.deepcopy(reference), spec)
-        for layer in layers:
-            if layer.reason:
-                logger.warning("%s is not repaired: %s", layer.layer, layer.reason)
-        proof = self._proof(reference, pruned, decided, spec)
-        return reference, pruned, Repair(layers, statistics.batches, proof)
+    def _carried_out(
+        self, way: Way, rankings: tuple[Ranking, ...], limits: tuple[Limits, ...], decided: PrunePlan
+    ) -> _Cut[Model]:
+        """Carry out a plan, and repair what it took from."""
+        spec, cut = cut_by_plan(self.model, decided, self.trace_input)
+        after = _measure_pruned(cut, self.trace_input)
+        reached = _saved(self.costs.totals, after, way.request, decided.reached)
+        reference, pruned = self.model, cut
+        layers: tuple[Repaired, ...] = ()
+        if self.statistics is not None and self.data is not None and self.data.repair:
+            reference = copy.deepcopy(self.model)
+            layers = repair(reference, decided, self.statistics)
+            pruned = prune_further(copy.deepcopy(reference), spec)
+        return _Cut(way, rankings, limits, decided, spec, cut, after, reached, reference, pruned, layers)
 
-    def _proof(self, model: Model, pruned: Model, decided: PrunePlan, spec: PruneSpec) -> Proof | None:
+    def _proof(self, model: Model, pruned: Model, cut: _Cut[Model]) -> Proof | None:
         if not self.prove:
             return None
         # Factors on weights are exact in float64 only, so for the proof they are applied in it.
-        exact = prune_further(copy.deepcopy(model).double(), spec) if spec.scales else pruned
-        return proof_of(model, exact, decided, spec, self.trace_input)
-
-
-def _carried_out(
-    model: Model, decided: PrunePlan, costs: CostModel, request: Request, trace_input: TraceInput
-) -> tuple[PruneSpec, Model, Totals, float]:
-    """Carry out a plan; return its spec, the pruned model, its costs, and the fraction of costs saved."""
-    spec, pruned = cut_by_plan(model, decided, trace_input)
-    after = _measure_pruned(pruned, trace_input)
-    return spec, pruned, after, _saved(costs.totals, after, request, decided.reached)
+        exact = prune_further(copy.deepcopy(model).double(), cut.spec) if cut.spec.scales else pruned
+        return proof_of(model, exact, cut.plan, cut.spec, self.trace_input)
 
 
 def _saved(before: Totals, after: Totals, request: Request, planned: float) -> float:

@@ -78,17 +78,6 @@ def criterion_of(given: str | Importance) -> Criterion:
     return Criterion(TorchPruningCriterion(given))
 
 
-def chosen(name: str, allocation: str, has_data: bool) -> tuple[str, str]:
-    """Return the criterion and the allocation that "auto" stands for, where they are that.
-
-    With data: reconstruction, per cost. Without: magnitude, the same fraction everywhere, because the
-    global order of magnitudes takes whole stages away.
-    """
-    name = ("reconstruction" if has_data else "magnitude") if name == AUTO else name
-    measured = name in CRITERIA and bool(CRITERIA[name].needs)
-    return name, ("per_cost" if measured else "uniform") if allocation == AUTO else allocation
-
-
 def rank_groups(
     model: nn.Module,
     groups: Sequence[Group],

@@ -1,0 +1,135 @@
+"""The ways to prune that "auto" stands for, and the choice among them by what each does to the loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from d2prune.adapters import TraceInput
+from d2prune.core.calibrate.collect import Loss
+from d2prune.core.copies import in_float32
+from d2prune.core.plan.criteria import AUTO, CRITERIA, Criterion, criterion_of
+from d2prune.core.types import Request
+from d2prune.errors import PruneError
+from d2prune.pruning.calibration import Data
+
+logger = logging.getLogger(__name__)
+HELD_OUT = 5
+"""One in so many batches is kept apart, to choose by."""
+MEASURED = ("reconstruction", "fisher")
+SHARED_OUT = ("per_cost", "global", "uniform")
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A way to meet a request: without "auto"."""
+
+    request: Request
+    criterion: Criterion
+
+    def __str__(self) -> str:
+        return f"{self.request.criterion}, {self.request.allocation}"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a way to prune comes to.
+
+    Attributes:
+        criterion, allocation: the way.
+        loss: on batches that it was not made by; without labels, the squared change of the model's outputs as
+            a fraction of their variance.
+    """
+
+    criterion: str
+    allocation: str
+    loss: float
+
+
+def ways(request: Request, criterion: Criterion | None, has_data: bool) -> tuple[Way, ...]:
+    """Return the ways to meet ``request``: one, unless "auto" leaves a choice and there are data.
+
+    Which allocation is best depends on the model: errors of layers add up in some and compound in others.
+    Without data it is magnitude, the same fraction everywhere, because the global order of magnitudes takes
+    whole stages away.
+
+    Args:
+        request: what was asked for.
+        criterion: the user's own; None takes the one that ``request`` names.
+        has_data: whether there are batches.
+
+    Raises:
+        PruneError: for an unknown criterion, or one that needs data that are not there.
+    """
+    if request.criterion == AUTO and criterion is None:
+        names = MEASURED if has_data else ("magnitude",)
+        if not has_data:
+            logger.warning(
+                "no data to calibrate on: channels are chosen by magnitude and nothing is repaired, which "
+                "loses far more accuracy; give a few batches (prune(data=...), DATASETS.TRAIN)"
+            )
+        known = [(name, CRITERIA[name]) for name in names]
+    else:
+        known = [(request.criterion, criterion or criterion_of(request.criterion))]
+    for name, found in known:
+        if found.needs and not has_data:
+            raise PruneError(
+                f"MODEL.PRUNING.CRITERION '{name}' needs data: give prune(data=...), or DATASETS.TRAIN and "
+                "MODEL.PRUNING.CALIBRATION_IMAGES",
+                keys=("MODEL.PRUNING.CRITERION",),
+            )
+    return tuple(
+        Way(dataclasses.replace(request, criterion=name, allocation=allocation), found)
+        for name, found in known
+        for allocation in _allocations(request, found)
+    )
+
+
+def _allocations(request: Request, criterion: Criterion) -> Sequence[str]:
+    if request.allocation != AUTO:
+        return (request.allocation,)
+    return SHARED_OUT if criterion.needs else ("uniform",)
+
+
+def held_out(data: Data) -> tuple[Data, Data]:
+    """Split data into those to calibrate on, and those to choose by; of very few, all serve for both."""
+    count = len(data.batches) // HELD_OUT
+    if not count:
+        return data, data
+    first, last = data.batches[:-count], data.batches[-count:]
+    return dataclasses.replace(data, batches=first), dataclasses.replace(data, batches=last)
+
+
+@torch.no_grad()
+def loss_on(
+    model: nn.Module, pruned: nn.Module, data: Data, trace_input: TraceInput, loss: Loss | None
+) -> float:
+    """Return what a pruned model loses, see :class:`Tried`; infinite where it is not finite."""
+    pruned = in_float32(pruned)
+    if loss is None:
+        unpruned = in_float32(model)
+        found = [_change(unpruned, pruned, batch, trace_input) for batch in data.batches]
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # R-CNNs draw samples: the same for all
+            values = [loss(pruned, batch) for batch in data.batches]
+        found = [float(value) for value in values if value is not None]
+    mean = sum(found) / len(found) if found else math.inf
+    return mean if math.isfinite(mean) else math.inf
+
+
+def _change(model: nn.Module, pruned: nn.Module, batch: object, trace_input: TraceInput) -> float:
+    pairs = zip(trace_input.batch(model, batch), trace_input.batch(pruned, batch), strict=True)
+    changes = [_relative(before[name], after[name]) for before, after in pairs for name in before]
+    return sum(changes) / len(changes)
+
+
+def _relative(before: Tensor, after: Tensor) -> float:
+    variance = float((before - before.mean()).square().sum())
+    return float((after - before).square().sum()) / max(variance, 1e-12)

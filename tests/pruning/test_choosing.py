@@ -1,0 +1,103 @@
+"""What "auto" stands for: several ways where there are data, of which the one that loses least is taken."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from d2prune.adapters import TraceInput
+from d2prune.core.types import Request
+from d2prune.errors import PruneError
+from d2prune.pruning import choosing, prune, run
+from d2prune.pruning.calibration import Data
+from tests.plain_net import X, net
+
+AUTO = Request(criterion="auto", allocation="auto")
+BATCHES = tuple(torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(10))
+
+
+def names(request, has_data=True):
+    return [str(way) for way in choosing.ways(request, None, has_data)]
+
+
+def test_auto_leaves_a_choice_only_where_there_are_data():
+    both = [f"{c}, {a}" for c in ("reconstruction", "fisher") for a in ("per_cost", "global", "uniform")]
+    assert names(AUTO) == both
+    assert names(Request(criterion="fisher", allocation="auto")) == both[3:]
+    assert names(Request(criterion="auto", allocation="uniform")) == both[2::3]
+    assert names(Request(criterion="magnitude", allocation="auto")) == ["magnitude, uniform"]
+    assert names(Request(criterion="magnitude", allocation="global")) == ["magnitude, global"]
+
+
+def test_without_data_it_is_magnitude_and_that_is_said(caplog):
+    assert names(AUTO, has_data=False) == ["magnitude, uniform"]
+    assert "no data to calibrate on" in caplog.text
+    with pytest.raises(PruneError, match="'fisher' needs data"):
+        names(Request(criterion="fisher"), has_data=False)
+
+
+def test_some_batches_are_kept_apart_where_there_are_enough():
+    first, last = choosing.held_out(Data(BATCHES))
+    assert first.batches == BATCHES[:8] and last.batches == BATCHES[8:]
+    few = Data(BATCHES[:4])
+    assert choosing.held_out(few) == (few, few)
+
+
+def labelled_loss(model, batch):
+    return F.cross_entropy(model(batch), torch.tensor([0, 1]))
+
+
+def test_the_way_that_loses_least_is_taken():
+    result = prune(net(), 0.5, example_inputs=X, data=BATCHES, loss=labelled_loss)
+    assert [(one.criterion, one.allocation) for one in result.tried] == [
+        (c, a) for c in ("reconstruction", "fisher") for a in ("per_cost", "global", "uniform")
+    ]
+    best = min(result.tried, key=lambda one: one.loss)
+    assert (result.request.criterion, result.request.allocation) == (best.criterion, best.allocation)
+    with torch.no_grad():
+        losses = [float(labelled_loss(result.model, batch)) for batch in BATCHES[8:]]
+    assert best.loss == pytest.approx(sum(losses) / 2, abs=1e-6)
+    assert result.repair is not None and result.repair.batches == 8
+    assert result.proof.exact and result.repair.proof.exact
+
+
+def test_without_a_loss_the_outputs_decide():
+    result = prune(net(), 0.5, example_inputs=X, data=BATCHES)
+    assert {one.criterion for one in result.tried} == {"reconstruction"} and len(result.tried) == 3
+    best = min(result.tried, key=lambda one: one.loss)
+    assert result.request.allocation == best.allocation and 0 < best.loss < 1
+
+
+def test_a_way_that_is_given_is_not_compared():
+    given = {"criterion": "reconstruction", "allocation": "per_cost"}
+    result = prune(net(), 0.5, example_inputs=X, data=BATCHES, **given)
+    assert result.tried == () and result.repair.batches == 10
+
+
+def test_a_way_that_cannot_reach_the_amount_is_passed_over(monkeypatch):
+    plan = run.plan
+
+    def refusing(groups, rankings, limits, costs, request):
+        if request.allocation == "per_cost":
+            raise PruneError("AMOUNT can't be reached")
+        return plan(groups, rankings, limits, costs, request)
+
+    monkeypatch.setattr(run, "plan", refusing)
+    result = prune(net(), 0.5, example_inputs=X, data=BATCHES)
+    assert [one.allocation for one in result.tried] == ["global", "uniform"]
+
+
+def test_loss_on_held_out_batches():
+    model, trace_input = net(), TraceInput(net(), X)
+    data = Data(BATCHES[:2])
+    assert choosing.loss_on(model, net(), data, trace_input, None) == 0
+    other = net()
+    nn.init.zeros_(other[-1].weight)
+    assert choosing.loss_on(model, other, data, trace_input, None) > 0.1
+    nn.init.constant_(other[-1].weight, torch.nan)
+    assert choosing.loss_on(model, other, data, trace_input, None) == math.inf
+    assert choosing.loss_on(model, other, data, trace_input, labelled_loss) == math.inf
