@@ -32,7 +32,7 @@ def steps(out: str, control: bool) -> list[tuple[str, str]]:
     ]  # fmt: skip
     if control:
         tasks.insert(3, ("train the unpruned baseline for as long, as the control",
-                         f"tools/train_control.py --config-file {FINETUNE} --report {out} "
+                         f"tools/train_control.py --config-file {FINETUNE} --report {out} SOLVER.BASE_LR 0.001 "
                          f"MODEL.WEIGHTS {BASELINE} OUTPUT_DIR {out}/control"))  # fmt: skip
     return tasks
 

@@ -21,7 +21,7 @@ from d2prune.data.sources import load_digits
 from d2prune.files import atomic_write
 from d2prune.pruning.calibration import Losses
 
-BATCH, IMAGES, EPOCHS = 64, 512, 12
+BATCH, IMAGES, EPOCHS = 64, 512, 30
 Pair = tuple[Tensor, Tensor]
 
 

@@ -15,11 +15,11 @@ class Method:
 
 
 METHODS = {
-    "d2prune": Method("reconstruction", "per_cost", "refit"),
-    "d2prune, no repair": Method("reconstruction", "per_cost", ""),
+    "d2prune": Method("auto", "auto", "refit"),
+    "d2prune, no repair": Method("auto", "auto", ""),
+    "reconstruction + repair": Method("reconstruction", "per_cost", "refit"),
     "fisher": Method("fisher", "per_cost", ""),
     "fisher + repair": Method("fisher", "per_cost", "refit"),
-    "taylor": Method("taylor", "per_cost", ""),
     "magnitude": Method("magnitude", "uniform", ""),
     "magnitude + repair": Method("magnitude", "uniform", "refit"),
     "magnitude, global": Method("magnitude", "global", ""),

@@ -26,6 +26,7 @@ class Trial:
         family, method: their names; of the unpruned model the method is "baseline".
         amount: fraction of the MACs asked for.
         seed: of the calibration images and of the training.
+        way: criterion and allocation that were taken.
         reached: fraction removed.
         params: fraction of the parameters removed.
         cut: scores without any training.
@@ -41,6 +42,7 @@ class Trial:
     method: str
     amount: float = 0.0
     seed: int = 0
+    way: str = ""
     reached: float = 0.0
     params: float = 0.0
     cut: Scores = field(default_factory=dict)
@@ -85,6 +87,7 @@ def try_method(family: Family, method: str, amount: float, seed: int, iterations
         method,
         amount,
         seed,
+        way=f"{result.request.criterion}, {result.request.allocation}",
         reached=result.reached,
         params=1 - result.after.params / result.before.params,
         cut=family.evaluate(result.model),
