@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
 
 from d2prune.core.plan.criteria import AUTO, criterion_of
+from d2prune.engine.held_out import held_out_files
 from d2prune.errors import PruneError
 from d2prune.pruning.calibration import Data, check_repair
 
@@ -40,7 +41,7 @@ def calibration_data(cfg: CfgNode, load: Load) -> Data | None:
     if not count or not (needs or keys.CRITERION == AUTO or keys.REPAIR):
         return None
     try:
-        images = list(_first(load(cfg), count))
+        images = list(_first(load(cfg), count, held_out_files(cfg)))
         if not images:
             raise PruneError(f"{cfg.DATASETS.TRAIN} has no images")
     except MISSING as error:
@@ -54,10 +55,17 @@ def calibration_data(cfg: CfgNode, load: Load) -> Data | None:
     return Data(images, repair=keys.REPAIR)
 
 
-def _first(batches: Iterable[list[dict[str, Any]]], count: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield ``count`` images, each a batch; with -1 as many as ``MOST``, ``FEWEST`` and ``PIXELS`` say."""
+def _first(
+    batches: Iterable[list[dict[str, Any]]], count: int, others: Collection[str]
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield ``count`` images, each a batch; with -1 as many as ``MOST``, ``FEWEST`` and ``PIXELS`` say.
+
+    Images of the files in ``others`` are passed over.
+    """
     seen = pixels = 0
     for sample in (sample for batch in batches for sample in batch):
+        if sample.get("file_name") in others:
+            continue
         yield [sample]
         height, width = sample["image"].shape[-2:]
         seen, pixels = seen + 1, pixels + height * width

@@ -12,6 +12,7 @@ from torch import nn
 
 from d2prune.checkpoint import build_from_cfg, unpruned_cfg
 from d2prune.engine import outputs
+from d2prune.engine.held_out import with_held_out
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -34,6 +35,10 @@ class ConfigFormat:
     def mapper(self, cfg: CfgNode) -> Mapper:
         """Turn records of DATASETS.TEST into the model's inputs."""
         return DatasetMapper(cfg, is_train=False)
+
+    def held_out(self, cfg: CfgNode) -> CfgNode:
+        """Return ``cfg`` with images to test on that MODEL.PRUNING.BUDGET may be measured by."""
+        return with_held_out(cfg)
 
     def thawed(self, cfg: CfgNode) -> str:
         """Name the keys that fine-tuning ignores where it trains what was frozen, and the one to keep it."""

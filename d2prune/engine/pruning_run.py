@@ -18,6 +18,7 @@ from torch import nn
 from d2prune.checkpoint import PruningCheckpointer
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.engine import finetuning
+from d2prune.engine.budget import Test, budget_of
 from d2prune.engine.calibration import Load, calibration_data
 from d2prune.engine.config_format import YAML, ConfigFormat
 from d2prune.engine.detections import compare_detections
@@ -32,6 +33,7 @@ from d2prune.engine.settings import (
 )
 from d2prune.errors import PruneError
 from d2prune.pruning import PruneResult, prune_model
+from d2prune.pruning.budget import Budget
 from d2prune.pruning.calibration import Data
 from d2prune.rebuild import prune_further
 from d2prune.report.record import (
@@ -44,7 +46,6 @@ from d2prune.report.record import (
 )
 
 logger = logging.getLogger(__name__)
-Test = Callable[[CfgNode, nn.Module], Mapping[str, Any]]
 
 
 def run_prune(
@@ -76,7 +77,8 @@ def run_prune(
     model = build(cfg)
     PruningCheckpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
     model.eval()
-    result, pruned = _prune_on_first_rank(cfg, model, calibration_data(cfg, load))
+    budget = budget_of(cfg, test, config_format)
+    result, pruned = _prune_on_first_rank(cfg, model, calibration_data(cfg, load), budget)
     report = None
     if result is not None:
         report = _save(cfg, model, result, config_format)
@@ -92,7 +94,7 @@ def run_prune(
 
 
 def _prune_on_first_rank(
-    cfg: CfgNode, model: nn.Module, data: Data | None
+    cfg: CfgNode, model: nn.Module, data: Data | None, budget: Budget | None
 ) -> tuple[PruneResult[nn.Module] | None, nn.Module]:
     result: PruneResult[nn.Module] | None = None
     failed: Exception | None = None
@@ -100,7 +102,8 @@ def _prune_on_first_rank(
     if comm.is_main_process():
         try:
             request, trace_input = request_from_cfg(cfg), trace_input_from_cfg(cfg, model)
-            result = prune_model(model, request, trace_input, cfg.MODEL.PRUNING.VERIFY, data=data)
+            verify = cfg.MODEL.PRUNING.VERIFY
+            result = prune_model(model, request, trace_input, verify, data=data, budget=budget)
             text, weights = result.step.to_json(), _on_cpu(result.model)
         except Exception as error:  # whatever it is, the other ranks wait to be told
             failed = error

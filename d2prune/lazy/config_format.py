@@ -16,6 +16,7 @@ from torch import nn
 
 from d2prune.engine.config_format import ConfigFormat, Mapper
 from d2prune.engine.outputs import SPEC_FILE, same_script
+from d2prune.errors import PruneError
 from d2prune.files import atomic_write
 from d2prune.lazy.model import as_pruned, as_unpruned
 
@@ -78,6 +79,14 @@ class LazyFormat(ConfigFormat):
         kept = [word for word in sys.argv[1:] if not word.startswith(_CHANGED)]
         modes = ["prune.enabled=False", "prune.finetune=True", f"train.init_checkpoint={weights}"]
         return same_script("lazyconfig_train_net.py", [*kept, *modes])
+
+    def held_out(self, cfg: CfgNode) -> CfgNode:
+        """See :meth:`ConfigFormat.held_out`.
+
+        Raises:
+            PruneError: always, because its loaders read the data sets that the config's own code names.
+        """
+        raise PruneError("prune.budget can't be measured with a LazyConfig: set prune.amount")
 
     def control_command(self, cfg: CfgNode, baseline: str) -> str:
         """See :meth:`ConfigFormat.control_command`; there is no such tool for LazyConfigs."""

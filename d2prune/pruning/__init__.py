@@ -4,6 +4,7 @@ api          prune(), for any model
 run          trace, calibrate, rank, plan, cut, repair, choose, prove
 calibration  a user's batches -> statistics
 choosing     what "auto" stands for: ways to prune, and what each loses
+budget       the largest cut that costs at most so many points
 measuring    groups of channels, costs
 cutting      a plan -> a pruned copy
 proving      that it equals the masked model

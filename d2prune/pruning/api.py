@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,6 +12,8 @@ from d2prune.core.plan.criteria import AUTO, criterion_of
 from d2prune.core.plan.review import Review
 from d2prune.core.plan.torch_pruning_criteria import Importance, name_of
 from d2prune.core.types import Request
+from d2prune.errors import PruneError
+from d2prune.pruning.budget import Budget
 from d2prune.pruning.calibration import Losses, data_of
 from d2prune.pruning.result import Model, PruneResult
 from d2prune.pruning.run import prune_model
@@ -34,6 +36,8 @@ def prune(
     data: Iterable[Any] | None = None,
     loss: Losses | None = None,
     repair: str | None = None,
+    budget: float | None = None,
+    evaluate: Callable[[nn.Module], float | Mapping[str, float]] | None = None,
     include: Sequence[str] = (),
     max_ratio: float = 0.75,
     input_size: tuple[int, int] | None = None,
@@ -67,6 +71,10 @@ def prune(
             Without it, models of Detectron2 use their own where batches have labels; others do without.
         repair: "refit" (the default with ``data``): what is left of each layer's input takes over what was
             removed, by least squares. "fold" is faster and weaker, "" leaves weights as they are.
+        budget: points of accuracy that may be lost; then ``amount`` is ignored, and the largest cut that is
+            within the budget after the repair, before any training, is found by bisection.
+        evaluate: what the budget is measured by: returns a model's score, or several by name, the larger the
+            better. Give it other data than those that you report on.
         include: if given, only groups all of whose producers match one of these patterns are pruned.
         max_ratio: largest fraction of any one group's channels to remove.
         input_size: (height, width) that costs are counted on; default 800 x 1344.
@@ -86,7 +94,14 @@ def prune(
     )  # fmt: skip
     traced = TraceInput(model, example_inputs, forward_fn, input_size)
     given = None if isinstance(criterion, str) else criterion_of(criterion)
-    return prune_model(model, request, traced, verify, interactive, given, data_of(data, loss, repair))
+    calibration, limit = data_of(data, loss, repair), _budget(budget, evaluate)
+    return prune_model(model, request, traced, verify, interactive, given, calibration, limit)
+
+
+def _budget(points: float | None, evaluate: Callable[[nn.Module], Any] | None) -> Budget | None:
+    if (points is None) != (evaluate is None):
+        raise PruneError("budget= and evaluate= go together: points that may be lost, and what measures them")
+    return None if points is None or evaluate is None else Budget(points, evaluate)
 
 
 def _patterns(given: Sequence[str]) -> tuple[str, ...]:

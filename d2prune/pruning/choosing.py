@@ -33,6 +33,10 @@ class Way:
     request: Request
     criterion: Criterion
 
+    def with_amount(self, amount: float) -> Way:
+        """Return the same way to remove another amount."""
+        return Way(dataclasses.replace(self.request, amount=amount), self.criterion)
+
     def __str__(self) -> str:
         return f"{self.request.criterion}, {self.request.allocation}"
 

@@ -21,12 +21,13 @@ from d2prune.core.cut.repair import Repaired, repair
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.core.plan.criteria import Criterion, rank_groups
 from d2prune.core.plan.limits import Limits, limits_of
-from d2prune.core.plan.planner import TOLERANCE, check, plan
+from d2prune.core.plan.planner import TOLERANCE, check, fraction_removed, plan
 from d2prune.core.plan.ranking import Ranking, by_score
 from d2prune.core.plan.review import Review, decide
 from d2prune.core.types import Coverage, Group, Proof, PrunePlan, Request, Totals
 from d2prune.errors import MISFITS, PruneError, told
 from d2prune.pruning.bisect import without_misfits
+from d2prune.pruning.budget import Budget, Point, bisect
 from d2prune.pruning.calibration import Data, loss_of, statistics_of
 from d2prune.pruning.checks import check_inputs, check_model, check_repeatable
 from d2prune.pruning.choosing import Tried, Way, held_out, loss_on, ways
@@ -49,8 +50,12 @@ def prune_model(
     review: Review | None = None,
     criterion: Criterion | None = None,
     data: Data | None = None,
+    budget: Budget | None = None,
 ) -> PruneResult[Model]:
-    """Prune as :func:`prune` does; ``criterion``, if given, replaces the one that ``request`` names."""
+    """Prune as :func:`prune` does.
+
+    ``criterion``, if given, replaces the one that ``request`` names; ``budget`` replaces its amount.
+    """
     choices = ways(request, criterion, data is not None)
     for way in choices:
         check(way.request)
@@ -63,7 +68,7 @@ def prune_model(
         told(error)
         check_inputs(model, trace_input)
         raise
-    run = _Run(model, choices, trace_input, prove, review, data)
+    run = _Run(model, choices, trace_input, prove, review, data, budget)
     while True:
         try:
             return run.pruned(groups)
@@ -103,7 +108,9 @@ class _Run(Generic[Model]):
         prove: bool,
         review: Review | None,
         data: Data | None,
+        budget: Budget | None,
     ) -> None:
+        self.budget = budget
         self.model, self.choices, self.trace_input = model, choices, trace_input
         self.prove, self.review = prove, review
         self.costs = measure_model(model, trace_input)
@@ -120,7 +127,14 @@ class _Run(Generic[Model]):
         Raises:
             MisfitError: if the pruned model does not run, or is not equal to the masked one.
         """
-        cut, tried = self._best(groups)
+        names = [name for name, _ in self.model.named_modules()]
+        limits = limits_of(groups, self.choices[0].request, names)
+        self._calibrate([group for group, limit in zip(groups, limits, strict=True) if not limit.reason])
+        curve: tuple[Point, ...] = ()
+        if self.budget is None:
+            cut, tried = self._best(groups, limits)
+        else:
+            cut, tried, curve = self._within(self.budget, groups, limits)
         if self.review is not None:
             request = cut.way.request
             cut = self._carried_out(cut.way, cut.rankings, cut.limits, decide(
@@ -151,14 +165,37 @@ class _Run(Generic[Model]):
             plan=cut.plan,
             repair=repaired,
             tried=tried,
+            curve=curve,
             reference=cut.reference,
         )
 
-    def _best(self, groups: tuple[Group, ...]) -> tuple[_Cut[Model], tuple[Tried, ...]]:
+    def _within(
+        self, budget: Budget, groups: tuple[Group, ...], limits: Sequence[Limits]
+    ) -> tuple[_Cut[Model], tuple[Tried, ...], tuple[Point, ...]]:
+        """Return the largest cut within the budget; the way is chosen at the first amount that is tried."""
+        tried: tuple[Tried, ...] = ()
+
+        def cut(amount: float) -> tuple[_Cut[Model], Model, float]:
+            nonlocal tried
+            self.choices = tuple(way.with_amount(amount) for way in self.choices)
+            found, ways = self._best(groups, limits)
+            tried, self.choices = tried or ways, (found.way,)
+            return found, found.model, found.reached
+
+        gone = [
+            0 if limit.reason else group.units - limit.allowed_units[-1]
+            for group, limit in zip(groups, limits, strict=True)
+        ]
+        most = fraction_removed(groups, limits, self.costs, self.choices[0].request.target, gone)
+        choices = self.choices
+        best, curve = bisect(budget, self.model, most, cut)
+        self.choices = choices
+        return best, tried, curve
+
+    def _best(
+        self, groups: tuple[Group, ...], limits: Sequence[Limits]
+    ) -> tuple[_Cut[Model], tuple[Tried, ...]]:
         """Cut in every way, and return the cut that loses least."""
-        names = [name for name, _ in self.model.named_modules()]
-        limits = limits_of(groups, self.choices[0].request, names)
-        self._calibrate([group for group, limit in zip(groups, limits, strict=True) if not limit.reason])
         if len(self.choices) == 1 or self.judges is None:
             return self._cut(self.choices[0], groups, limits), ()
         best: _Cut[Model] | None = None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from d2prune.adapters import TraceInput
-from d2prune.benchmarks.quality import METHODS, Classifier, Trial, baseline, markdown, try_method
+from d2prune.benchmarks.quality import METHODS, Classifier, Trial, baseline, markdown, session, try_method
 from d2prune.benchmarks.quality import classifiers as module
 from tests.plain_net import X, net
 
@@ -59,6 +59,18 @@ def test_every_method_runs(method):
     trial = try_method(Tiny(), method, 0.4, seed=1)
     assert trial.exact or trial.refused, trial
     assert not trial.refused or METHODS[method].criterion == "fisher"  # this family has no loss
+
+
+def test_a_session_does_nothing_twice(tmp_path):
+    def run(**changed):
+        given = {"methods": ["magnitude"], "amounts": [0.3], "seeds": [1, 2], "iterations": 0} | changed
+        return [trial.key for trial in session(tmp_path, [Tiny()], **given)]
+
+    first = [("tiny", "baseline", 0.0, 1, 0), *(("tiny", "magnitude", 0.3, seed, 0) for seed in (1, 2))]
+    assert run() == first and run() == []
+    assert run(amounts=[0.3, 0.5], seeds=[1]) == [("tiny", "magnitude", 0.5, 1, 0)]
+    assert run(iterations=2, seeds=[1])[0] == ("tiny", "baseline", 0.0, 1, 2)
+    assert len((tmp_path / "quality.md").read_text().splitlines()) == 2 + 5
 
 
 def test_the_table_gives_means_intervals_and_what_is_kept():

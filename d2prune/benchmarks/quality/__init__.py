@@ -6,6 +6,7 @@ classifiers  a ViT and a ResNet on the digits
 methods      name -> how channels are chosen and repaired
 trial        one family, method, amount and seed -> what was kept
 table        trials -> Markdown
+session      many trials, kept in a folder
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from d2prune.benchmarks.quality.classifiers import CLASSIFIERS, Classifier
 from d2prune.benchmarks.quality.detectors import Detector
 from d2prune.benchmarks.quality.family import Family
 from d2prune.benchmarks.quality.methods import METHODS
+from d2prune.benchmarks.quality.session import session
 from d2prune.benchmarks.quality.table import markdown
 from d2prune.benchmarks.quality.trial import Trial, baseline, try_method
 
 __all__ = [
     "CLASSIFIERS", "METHODS", "Classifier", "Detector", "Family", "Trial", "baseline", "markdown",
-    "try_method",
+    "session", "try_method",
 ]  # fmt: skip

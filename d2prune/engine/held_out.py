@@ -1,0 +1,50 @@
+"""The images of the training set that MODEL.PRUNING.BUDGET is measured on, and nothing else uses."""
+
+from __future__ import annotations
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from d2prune.errors import PruneError
+
+IMAGES = 200
+"""So many are held out; of a small set, a third."""
+
+
+def with_held_out(cfg: CfgNode) -> CfgNode:
+    """Return ``cfg`` with a part of its first training set as the test set; its images must train nothing.
+
+    Raises:
+        PruneError: without DATASETS.TRAIN.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise PruneError(
+            "MODEL.PRUNING.BUDGET is measured on a part of DATASETS.TRAIN, which is empty",
+            keys=("MODEL.PRUNING.BUDGET", "DATASETS.TRAIN"),
+        )
+    whole = cfg.DATASETS.TRAIN[0]
+    name = f"{whole}_held_out"
+    if name not in DatasetCatalog.list():
+        records = DatasetCatalog.get(whole)
+        count = min(IMAGES, len(records) // 3)
+        rows = np.sort(np.random.default_rng(0).permutation(len(records))[:count])
+        DatasetCatalog.register(name, lambda: [records[row] for row in rows])
+        known = {
+            k: v for k, v in MetadataCatalog.get(whole).as_dict().items() if k not in ("name", "json_file")
+        }
+        MetadataCatalog.get(name).set(**known)
+    out = cfg.clone()
+    out.defrost()
+    out.DATASETS.TEST = (name,)
+    out.freeze()
+    return out
+
+
+def held_out_files(cfg: CfgNode) -> frozenset[str]:
+    """Return the files of the images that BUDGET is measured on, if they are of DATASETS.TRAIN."""
+    if not cfg.MODEL.PRUNING.BUDGET or not cfg.DATASETS.TRAIN:
+        return frozenset()
+    name = f"{cfg.DATASETS.TRAIN[0]}_held_out"
+    records = DatasetCatalog.get(name) if name in DatasetCatalog.list() else []
+    return frozenset(record["file_name"] for record in records)

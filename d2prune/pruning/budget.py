@@ -1,0 +1,109 @@
+"""A budget in accuracy: the largest cut whose score after the repair is within so many points."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import nn
+
+from d2prune.errors import PruneError
+
+logger = logging.getLogger(__name__)
+STEP = 0.02
+"""The bisection ends when it knows the fraction to remove to this."""
+Scores = Mapping[str, float]
+Cut = TypeVar("Cut")
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """How much a prune may cost.
+
+    Attributes:
+        points: the largest loss of any score.
+        evaluate: returns a model's scores, the larger the better, on data to choose by: not those that are
+            reported on.
+    """
+
+    points: float
+    evaluate: Callable[[nn.Module], float | Scores]
+
+    def __post_init__(self) -> None:
+        if not self.points > 0:
+            raise PruneError(
+                f"the budget is {self.points}; expected points of accuracy above 0",
+                keys=("MODEL.PRUNING.BUDGET",),
+            )
+
+    def scores(self, model: nn.Module) -> Scores:
+        """Return the model's scores by name.
+
+        Raises:
+            PruneError: if there are none.
+        """
+        found = self.evaluate(model)
+        scores = dict(found) if isinstance(found, Mapping) else {"score": float(found)}
+        if not scores:
+            raise PruneError(
+                "a budget needs an evaluation, and there is none: give the trainer a build_evaluator",
+                keys=("MODEL.PRUNING.BUDGET",),
+            )
+        return scores
+
+
+@dataclass(frozen=True)
+class Point:
+    """One cut that was tried.
+
+    Attributes:
+        reached: fraction of the target that it removes.
+        scores: after the repair, without training.
+        within: whether they are within the budget.
+    """
+
+    reached: float
+    scores: Scores
+    within: bool
+
+
+def bisect(
+    budget: Budget,
+    unpruned: nn.Module,
+    most: float,
+    cut: Callable[[float], tuple[Cut, nn.Module, float]],
+) -> tuple[Cut, tuple[Point, ...]]:
+    """Return the largest cut within the budget, and all that were tried, by what they remove.
+
+    Args:
+        budget: what it may cost.
+        unpruned: the model to compare with.
+        most: the largest fraction that can be removed.
+        cut: ``cut(amount)`` returns a cut, its model, and the fraction that it removes.
+
+    Raises:
+        PruneError: if no cut is within the budget.
+    """
+    before = budget.scores(unpruned)
+    points = [Point(0.0, before, True)]
+    low, high, best = 0.0, most, None
+    while high - low > STEP:
+        amount = (low + high) / 2
+        found, model, reached = cut(amount)
+        scores = budget.scores(model)
+        lost = max(value - scores.get(name, 0.0) for name, value in before.items())
+        points.append(Point(reached, scores, lost <= budget.points))
+        logger.info("%.1f%% removed: %.2f points lost, %g allowed", 100 * reached, lost, budget.points)
+        if lost <= budget.points:
+            low, best = amount, found
+        else:
+            high = amount
+    if best is None:
+        raise PruneError(
+            f"no cut is within the budget of {budget.points:g} points: the smallest that was tried removes "
+            f"{points[-1].reached:.1%} and loses {lost:.2f}",
+            keys=("MODEL.PRUNING.BUDGET",),
+        )
+    return best, tuple(sorted(points, key=lambda point: point.reached))
