@@ -16,8 +16,10 @@ result       what comes out
 from __future__ import annotations
 
 from d2prune.pruning.api import prune
+from d2prune.pruning.budget import Point
+from d2prune.pruning.choosing import Tried
 from d2prune.pruning.measuring import find_groups, measure_model
 from d2prune.pruning.result import PruneResult, Repair
 from d2prune.pruning.run import prune_model
 
-__all__ = ["PruneResult", "Repair", "find_groups", "measure_model", "prune", "prune_model"]
+__all__ = ["Point", "PruneResult", "Repair", "Tried", "find_groups", "measure_model", "prune", "prune_model"]

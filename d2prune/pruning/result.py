@@ -9,6 +9,7 @@ from torch import nn
 
 from d2prune.core.cut.repair import Repaired
 from d2prune.core.cut.spec import PruneSpec
+from d2prune.core.plan.ranking import Sensitivity
 from d2prune.core.types import Coverage, Proof, PrunePlan, Request, Totals
 from d2prune.pruning.budget import Point
 from d2prune.pruning.choosing import Tried
@@ -34,6 +35,8 @@ class PruneResult(Generic[Model]):
         repair: what was done to the weights; None without data, or with repair="".
         tried: the ways to prune that "auto" chose from, with what each loses; ``request`` has the one taken.
             Empty where there was no choice.
+        sensitivities: of each group that was open to pruning, what it loses by the criterion as it gets
+            narrower.
         curve: the cuts that a budget was found by, from the unpruned model on; empty without a budget.
         reference: the model at full width whose outputs, with the removed channels masked, ``model`` has: the
             one passed in, or that with repaired weights.
@@ -51,6 +54,7 @@ class PruneResult(Generic[Model]):
     plan: PrunePlan
     repair: Repair | None
     tried: tuple[Tried, ...]
+    sensitivities: tuple[Sensitivity, ...]
     curve: tuple[Point, ...]
     reference: Model
 

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from d2prune.core.cut.spec import PruneSpec
 from d2prune.core.plan.criteria import Criterion, rank_groups
 from d2prune.core.plan.limits import Limits, limits_of
 from d2prune.core.plan.planner import TOLERANCE, check, fraction_removed, plan
-from d2prune.core.plan.ranking import Ranking, by_score
+from d2prune.core.plan.ranking import Ranking, Sensitivity, by_score, sensitivity
 from d2prune.core.plan.review import Review, decide
 from d2prune.core.types import Coverage, Group, Proof, PrunePlan, Request, Totals
 from d2prune.errors import MISFITS, PruneError, told
@@ -165,6 +165,7 @@ class _Run(Generic[Model]):
             plan=cut.plan,
             repair=repaired,
             tried=tried,
+            sensitivities=_sensitivities(cut),
             curve=curve,
             reference=cut.reference,
         )
@@ -290,6 +291,11 @@ class _Run(Generic[Model]):
         # Factors on weights are exact in float64 only, so for the proof they are applied in it.
         exact = prune_further(copy.deepcopy(model).double(), cut.spec) if cut.spec.scales else pruned
         return proof_of(model, exact, cut.plan, cut.spec, self.trace_input)
+
+
+def _sensitivities(cut: _Cut[Any]) -> tuple[Sensitivity, ...]:
+    rows = zip(cut.plan.groups, cut.rankings, cut.limits, cut.plan.kept, strict=True)
+    return tuple(sensitivity(g.name, ranking, len(kept)) for g, ranking, li, kept in rows if not li.reason)
 
 
 def _saved(before: Totals, after: Totals, request: Request, planned: float) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from d2prune.core.plan.ranking import Sensitivity
 from d2prune.core.types import Coverage
 from d2prune.errors import PruneError
 from d2prune.files import atomic_write
@@ -40,6 +41,26 @@ class Chart:
     name: str
     widest: int
     rows: tuple[Coverage, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A group's error against its width, as a path of a picture 100 wide and 40 high, and the width taken.
+
+    Attributes:
+        name: of the group.
+        path: the points of the curve, for SVG.
+        x, y: of the width that was taken.
+        widths: before and after, in words.
+        error: what this width adds.
+    """
+
+    name: str
+    path: str
+    x: float
+    y: float
+    widths: str
+    error: float
 
 
 def write_report(report: Report, path: str | os.PathLike[str], images: Sequence[ImageRow] = ()) -> None:
@@ -82,6 +103,10 @@ def render(report: Report, images: Sequence[ImageRow] = ()) -> str:
         pruned=[row for row in by_cost(coverage) if row.status == "pruned"],
         total=max(1, report.before.macs),
         images=images,
+        tried=report.tried,
+        least=min((one.loss for one in report.tried), default=0.0),
+        curve=report.curve,
+        lines=lines(report.sensitivities),
         facts=_facts(report),
     )
 
@@ -100,6 +125,35 @@ def charts(coverage: Sequence[Coverage]) -> list[Chart]:
     widest = max((row.before for row in rows), default=1)
     parts = groupby(rows, lambda row: row.name.partition(".")[0])
     return [Chart(name, widest, tuple(layers)) for name, layers in parts]
+
+
+def lines(sensitivities: Sequence[Sensitivity]) -> list[Line]:
+    """Draw every group's error against the fraction of it that is gone, all on one scale.
+
+    The scale ends at twice the largest error that was taken, so that what was decided fills the pictures.
+    """
+    taken = [_error_at(one, 1 - one.kept / one.units) for one in sensitivities]
+    most = 2 * max(taken, default=0.0)
+    found = []
+    for one, error in zip(sensitivities, taken, strict=True):
+        steps = len(one.errors) - 1
+        points = [(100 * i / steps, _height(value, most)) for i, value in enumerate(one.errors)]
+        gone = 1 - one.kept / one.units
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        widths = f"{one.units} → {one.kept}" if one.kept < one.units else f"{one.units} whole"
+        found.append(Line(one.group, path, 100 * gone, _height(error, most), widths, error))
+    return found
+
+
+def _error_at(one: Sensitivity, gone: float) -> float:
+    steps = len(one.errors) - 1
+    place = min(int(gone * steps), steps - 1)
+    share = gone * steps - place
+    return one.errors[place] * (1 - share) + one.errors[place + 1] * share
+
+
+def _height(error: float, most: float) -> float:
+    return 40 * (1 - min(error / most, 1.0)) if most > 0 else 40.0
 
 
 def left_whole(coverage: Sequence[Coverage]) -> list[Coverage]:

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from d2prune.core.plan.ranking import Sensitivity
 from d2prune.core.types import Coverage, Proof, Totals
 from d2prune.files import atomic_write
-from d2prune.pruning import PruneResult, Repair
+from d2prune.pruning import Point, PruneResult, Repair, Tried
 from d2prune.report.machine import environment
 from d2prune.report.timing import Latency
 
@@ -106,6 +107,9 @@ class Report:
         stages: the evaluated models, in the order of their making.
         detections: None where detections were not compared.
         repair: what was done to the weights; None where nothing was.
+        tried: the ways to prune that "auto" chose from.
+        curve: the cuts that a budget was found by.
+        sensitivities: of each group that was open to pruning.
         version: of the format.
     """
 
@@ -121,6 +125,9 @@ class Report:
     stages: tuple[Stage, ...] = ()
     detections: Detections | None = None
     repair: Repairs | None = None
+    tried: tuple[Tried, ...] = ()
+    curve: tuple[Point, ...] = ()
+    sensitivities: tuple[Sensitivity, ...] = ()
     version: int = 1
 
     def stage(self, name: str) -> Stage | None:
@@ -152,6 +159,12 @@ class Report:
             "stages": tuple(_read_stage(row) for row in data["stages"]),
             "detections": _read(Detections, data["detections"]) if data.get("detections") else None,
             "repair": _read_repair(data.get("repair")),
+            "tried": tuple(_read(Tried, row) for row in data.get("tried", ())),
+            "curve": tuple(_read(Point, row) for row in data.get("curve", ())),
+            "sensitivities": tuple(
+                _read(Sensitivity, {**row, "errors": tuple(row["errors"])})
+                for row in data.get("sensitivities", ())
+            ),
         }
         return _read(cls, {**data, **nested, "input_size": tuple(data["input_size"])})
 
@@ -191,6 +204,9 @@ def report_of(result: PruneResult[Any], size: tuple[int, int], device: torch.dev
         input_size=size,
         environment=environment(device),
         repair=_repairs(result.repair),
+        tried=tuple(one for one in result.tried if math.isfinite(one.loss)),  # JSON has no others
+        curve=result.curve,
+        sensitivities=result.sensitivities,
     )
 
 

@@ -7,9 +7,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from d2prune.core.plan.ranking import Sensitivity
 from d2prune.errors import PruneError
 from d2prune.report import Image, ImageRow, stage_table, verdict, write_report
-from d2prune.report.html import charts, left_whole, render
+from d2prune.report.html import charts, left_whole, lines, render
 from tests.each import each
 from tests.report.conftest import read
 
@@ -53,6 +54,36 @@ def test_verdict_comes_first(report):
     parts = [verdict(read(report)), "Before and after", "Widths", "Coverage", "What was asked for"]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
+
+
+def test_how_it_was_chosen_is_shown(report):
+    assert "How it was chosen" not in render(read(report))
+    report["tried"] = [
+        {"criterion": "fisher", "allocation": allocation, "loss": loss}
+        for allocation, loss in (("global", 0.5), ("uniform", 0.75))
+    ]
+    report["curve"] = [
+        {"reached": reached, "scores": {"bbox": ap}, "within": ap > 49}
+        for reached, ap in ((0.0, 50.0), (0.25, 49.5), (0.5, 41.25))
+    ]
+    report["sensitivities"] = [
+        {"group": "conv<1>", "units": 8, "kept": 4, "errors": [0.0, 0.25, 1.0]},
+        {"group": "conv2", "units": 8, "kept": 8, "errors": [0.0, 4.0, 9.0]},
+    ]
+    html = render(read(report))
+    page = Page(html)
+    text = " ".join(page.text.split())
+    assert page.open == [] and "globalo" not in text
+    assert "fisher global 0.5 taken" in " ".join(re.sub(r"<[^>]+>", " ", html).split())
+    assert "conv<1>: 8 → 4, 0.25" in text and "conv2: 8 whole, 0" in text
+    assert "25.0%" in text and "41.2" in text
+
+
+def test_the_dot_lies_on_the_curve():
+    (line,) = lines([Sensitivity("a", 8, 6, (0.0, 0.5, 1.0))])
+    assert (line.x, line.error) == (25, 0.25) and line.y == pytest.approx(20)
+    assert line.path == "0.0,40.0 50.0,0.0 100.0,0.0"
+    assert lines([Sensitivity("a", 8, 8, (0.0, 0.5, 1.0))])[0].y == 40
 
 
 def test_figures_are_those_of_the_table(report):

@@ -39,7 +39,14 @@ def test_a_report_goes_to_a_file_and_back(report, tmp_path):
     record.write_report_json(read(report), tmp_path)
     assert record.read_report_json(tmp_path) == read(report)
     written = json.loads((tmp_path / record.REPORT_FILE).read_text())
-    assert written == {**report, "detections": None, "repair": None}
+    assert written == {
+        **report,
+        "detections": None,
+        "repair": None,
+        "tried": [],
+        "curve": [],
+        "sensitivities": [],
+    }
 
 
 def test_a_report_written_before_proofs_named_their_inputs_is_read(report):
@@ -48,8 +55,18 @@ def test_a_report_written_before_proofs_named_their_inputs_is_read(report):
 
 
 def test_what_a_later_version_adds_is_passed_over(report):
-    more = {**report, "curve": [], "before": {**report["before"], "ms": 3.0}}
+    more = {**report, "added_later": [], "before": {**report["before"], "ms": 3.0}}
     assert read(more) == read(report)
+
+
+def test_how_it_was_chosen_goes_to_a_file_and_back(report, tmp_path):
+    report["tried"] = [{"criterion": "fisher", "allocation": "global", "loss": 0.5}]
+    report["curve"] = [{"reached": 0.0, "scores": {"bbox": 50.0}, "within": True}]
+    report["sensitivities"] = [{"group": "a", "units": 8, "kept": 4, "errors": [0.0, 0.5, 1.0]}]
+    record.write_report_json(read(report), tmp_path)
+    again = record.read_report_json(tmp_path)
+    assert again == read(report) and again.sensitivities[0].errors == (0.0, 0.5, 1.0)
+    assert again.tried[0].allocation == "global" and again.curve[0].scores == {"bbox": 50.0}
 
 
 def test_a_stage_takes_the_place_of_one_of_its_name(report):

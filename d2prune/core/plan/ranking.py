@@ -32,6 +32,35 @@ class Ranking:
         return scores
 
 
+@dataclass(frozen=True)
+class Sensitivity:
+    """What a group loses as it gets narrower.
+
+    Attributes:
+        group: its name.
+        units: before.
+        kept: the units that stay.
+        errors: (POINTS + 1,) the error, or score, added by removing 0 to all of its units, in equal steps.
+    """
+
+    group: str
+    units: int
+    kept: int
+    errors: tuple[float, ...]
+
+
+POINTS = 16
+"""Steps of a :class:`Sensitivity`."""
+
+
+def sensitivity(group: str, ranking: Ranking, kept: int) -> Sensitivity:
+    """Return a group's sensitivity by its ranking."""
+    units = len(ranking.order)
+    summed = np.concatenate([[0.0], np.cumsum(ranking.added)])
+    places = np.linspace(0, units, POINTS + 1)
+    return Sensitivity(group, units, kept, tuple(np.interp(places, np.arange(units + 1), summed).tolist()))
+
+
 def by_score(scores: Scores) -> Ranking:
     """Return the ranking of the lowest scores first; of equal ones the first unit goes first."""
     order = np.argsort(scores, kind="stable")
