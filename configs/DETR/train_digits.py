@@ -128,9 +128,22 @@ def evaluate(model: torch.nn.Module, data: Digits, args: argparse.Namespace) -> 
     return {"AP": 100 * coco.stats[0], "AP50": 100 * coco.stats[1], "loss": sum(losses) / len(losses)}
 
 
-def detections(model: torch.nn.Module, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    out = model(pictures)
+def batches(data: Digits, count: int, args: argparse.Namespace) -> list[tuple[torch.Tensor, list[dict]]]:
+    """Pictures and labels to choose and repair channels by."""
+    found = []
+    for pictures, targets, _ in itertools.islice(loader(data, args.batch, shuffle=True), count):
+        labels = [{k: v.to(args.device) for k, v in target.items()} for target in targets]
+        found.append((torch.stack(pictures).to(args.device), labels))
+    return found
+
+
+def detections(model: torch.nn.Module, batch: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+    out = model(batch[0])
     return out.logits, out.pred_boxes
+
+
+def loss(model: torch.nn.Module, batch: tuple) -> torch.Tensor:
+    return model(batch[0], labels=batch[1]).loss
 
 
 def main(args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -140,8 +153,10 @@ def main(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     args.output.mkdir(parents=True, exist_ok=True)
     train(model, learn, args.steps, args, "train")
     report = {"trained": evaluate(model, test, args)}
-    x = torch.rand(1, 3, SIDE, SIDE)
-    result = d2prune.prune(model, args.amount, example_inputs=x, forward_fn=detections)
+    data = batches(learn, 25, args)
+    result = d2prune.prune(
+        model, args.amount, example_inputs=data[0], forward_fn=detections, data=data, loss=loss
+    )
     report["pruned"] = evaluate(result.model, test, args)
     train(result.model, learn, args.finetune_steps, args, "fine-tune")
     report["fine-tuned"] = evaluate(result.model, test, args)
