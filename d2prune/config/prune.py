@@ -31,7 +31,7 @@ def add_prune_config(cfg: CfgNode) -> None:
     # (same fraction of every group). "auto": where there are images, what loses least on some of them.
     keys.PRUNING.ALLOCATION = "auto"
     # Images of DATASETS.TRAIN, with their labels, that channels are chosen and repaired by; 0: none;
-    # -1: 200, or fewer large ones: 50 megapixels together, but at least 32.
+    # -1: 240, or fewer large ones: 50 megapixels together, but at least 32.
     keys.PRUNING.CALIBRATION_IMAGES = -1
     # What is left of a layer's input takes over what was removed, by least squares: "refit", "fold" (faster,
     # weaker) or "" (weights stay as they are).

@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 Load = Callable[[CfgNode], Iterable[list[dict[str, Any]]]]
 MISSING = (AssertionError, LookupError, OSError, PruneError)
 """What loaders raise for a data set that is not registered, or not on the disk."""
-MOST, FEWEST, PIXELS = 200, 32, 50_000_000
-"""By default there are 200 images, or fewer where these have 50 megapixels together, but at least 32."""
+MOST, FEWEST, PIXELS = 240, 32, 50_000_000
+"""By default there are 240 images, or fewer where these have 50 megapixels together, but at least 32."""
 
 
 def calibration_data(cfg: CfgNode, load: Load) -> Data | None:
@@ -33,7 +33,7 @@ def calibration_data(cfg: CfgNode, load: Load) -> Data | None:
     count, needs = keys.CALIBRATION_IMAGES, keys.CRITERION != AUTO and criterion_of(keys.CRITERION).needs
     if not isinstance(count, int) or count < -1:
         raise PruneError(
-            f"MODEL.PRUNING.CALIBRATION_IMAGES is {count!r}; expected -1 (200, or fewer large "
+            f"MODEL.PRUNING.CALIBRATION_IMAGES is {count!r}; expected -1 (240, or fewer large "
             "ones) or an integer >= 0",
             keys=("MODEL.PRUNING.CALIBRATION_IMAGES",),
         )

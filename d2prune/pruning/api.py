@@ -55,7 +55,7 @@ def prune(
         allocation: "uniform" (the same fraction of every group), "global" (lowest scores first) or
             "per_cost" (least error per cost saved). "auto" is the first for criteria that need no data.
             Otherwise "auto" tries every way that is left open, repaired, and takes the one with the least
-            loss (without a loss: change of outputs) on a fifth of ``data`` that serves for nothing else.
+            loss (without a loss: change of outputs) on a sixth of ``data`` that serves for nothing else.
         ratios: fractions of channels to remove, by shell-style pattern over dotted module names;
             such groups are left out of the allocation.
         protect: patterns of layers whose output channels stay.
@@ -65,7 +65,7 @@ def prune(
         forward_fn: ``forward_fn(model, example_inputs)``, returning the outputs that must be kept.
         allow_inexact: also prune what can't be proved (channels under a LayerNorm).
         verify: whether to make the proof.
-        data: a few batches (100 to 200 images) of the model's inputs, to choose and repair channels by; the
+        data: a few batches (100 to 250 images) of the model's inputs, to choose and repair channels by; the
             model runs on one at a time. For Detectron2's models: list[dict], best with their labels.
         loss: ``loss(model, batch)``, a scalar or a dict of them, that tells how much each output matters.
             Without it, models of Detectron2 use their own where batches have labels; others do without.

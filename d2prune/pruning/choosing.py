@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,16 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from d2prune.adapters import TraceInput
-from d2prune.core.calibrate.collect import Loss
 from d2prune.core.copies import in_float32
 from d2prune.core.plan.criteria import AUTO, CRITERIA, Criterion, criterion_of
 from d2prune.core.types import Request
 from d2prune.errors import PruneError
-from d2prune.pruning.calibration import Data
+from d2prune.pruning.calibration import Data, Measured
 
 logger = logging.getLogger(__name__)
-HELD_OUT = 5
+HELD_OUT = 6
 """One in so many batches is kept apart, to choose by."""
+LEAST = 0.01
+"""A loss counts as no smaller than this share of all together, lest one near zero decide alone."""
 MEASURED = ("reconstruction", "fisher")
 SHARED_OUT = ("per_cost", "global", "uniform")
 
@@ -47,8 +49,9 @@ class Tried:
 
     Attributes:
         criterion, allocation: the way.
-        loss: on batches that it was not made by; without labels, the squared change of the model's outputs as
-            a fraction of their variance.
+        loss: on batches that it was not made by, as a multiple of the unpruned model's, in the mean over its
+            losses, so that a small one counts as much as a large one. Without labels, the squared change of
+            the outputs as a fraction of their variance.
     """
 
     criterion: str
@@ -110,22 +113,45 @@ def held_out(data: Data) -> tuple[Data, Data]:
     return dataclasses.replace(data, batches=first), dataclasses.replace(data, batches=last)
 
 
-@torch.no_grad()
-def loss_on(
-    model: nn.Module, pruned: nn.Module, data: Data, trace_input: TraceInput, loss: Loss | None
-) -> float:
-    """Return what a pruned model loses, see :class:`Tried`; infinite where it is not finite."""
-    pruned = in_float32(pruned)
-    if loss is None:
-        unpruned = in_float32(model)
-        found = [_change(unpruned, pruned, batch, trace_input) for batch in data.batches]
-    else:
+class Judge:
+    """Says what a pruned model loses on held-out data, see :class:`Tried`."""
+
+    def __init__(
+        self, model: nn.Module, data: Data, trace_input: TraceInput, losses: Measured | None
+    ) -> None:
+        self._model, self._batches, self._trace_input = model, data.batches, trace_input
+        self._losses = losses
+        self._unpruned = self._means(model)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @torch.no_grad()
+    def loss(self, pruned: nn.Module) -> float:
+        """Return what ``pruned`` loses; infinite where that is not finite."""
+        if self._losses is None:
+            pair = in_float32(self._model), in_float32(pruned)
+            found = [_change(*pair, batch, self._trace_input) for batch in self._batches]
+        else:
+            least = LEAST * sum(self._unpruned.values())
+            means = self._means(pruned)
+            found = [means[name] / max(value, least, 1e-12) for name, value in self._unpruned.items()]
+        mean = sum(found) / len(found) if found else math.inf
+        return mean if math.isfinite(mean) else math.inf
+
+    @torch.no_grad()
+    def _means(self, model: nn.Module) -> dict[str, float]:
+        """Return the model's losses, each in the mean over the batches that have it."""
+        if self._losses is None:
+            return {}
+        found: dict[str, list[float]] = defaultdict(list)
+        copy = in_float32(model)
         with torch.random.fork_rng():
             torch.manual_seed(0)  # R-CNNs draw samples: the same for all
-            values = [loss(pruned, batch) for batch in data.batches]
-        found = [float(value) for value in values if value is not None]
-    mean = sum(found) / len(found) if found else math.inf
-    return mean if math.isfinite(mean) else math.inf
+            for batch in self._batches:
+                for name, value in (self._losses(copy, batch) or {}).items():
+                    found[name].append(float(value))
+        return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _change(model: nn.Module, pruned: nn.Module, batch: object, trace_input: TraceInput) -> float:

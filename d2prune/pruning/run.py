@@ -28,9 +28,9 @@ from d2prune.core.types import Coverage, Group, Proof, PrunePlan, Request, Total
 from d2prune.errors import MISFITS, PruneError, told
 from d2prune.pruning.bisect import without_misfits
 from d2prune.pruning.budget import Budget, Point, bisect
-from d2prune.pruning.calibration import Data, loss_of, statistics_of
+from d2prune.pruning.calibration import Data, losses_of, statistics_of
 from d2prune.pruning.checks import check_inputs, check_model, check_repeatable
-from d2prune.pruning.choosing import Tried, Way, held_out, loss_on, ways
+from d2prune.pruning.choosing import Judge, Tried, Way, held_out, ways
 from d2prune.pruning.cutting import cut_by_plan, misfit
 from d2prune.pruning.measuring import find_groups, measure_model
 from d2prune.pruning.proving import proof_of
@@ -114,10 +114,11 @@ class _Run(Generic[Model]):
         self.model, self.choices, self.trace_input = model, choices, trace_input
         self.prove, self.review = prove, review
         self.costs = measure_model(model, trace_input)
-        self.loss = loss_of(model, trace_input, data) if data is not None else None
-        self.data = self.judges = data
+        self.losses = losses_of(model, trace_input, data) if data is not None else None
+        self.data, self.judge = data, None
         if data is not None and len(choices) > 1:
-            self.data, self.judges = held_out(data)
+            self.data, last = held_out(data)
+            self.judge = Judge(model, last, trace_input, self.losses)
         self.statistics: Statistics | None = None
         self.ranked: dict[str, dict[str, Ranking | None]] = {}
 
@@ -132,7 +133,7 @@ class _Run(Generic[Model]):
         self._calibrate([group for group, limit in zip(groups, limits, strict=True) if not limit.reason])
         curve: tuple[Point, ...] = ()
         if self.budget is None:
-            cut, tried = self._best(groups, limits)
+            cut, tried = self._best(self.choices, groups, limits)
         else:
             cut, tried, curve = self._within(self.budget, groups, limits)
         if self.review is not None:
@@ -174,36 +175,34 @@ class _Run(Generic[Model]):
         self, budget: Budget, groups: tuple[Group, ...], limits: Sequence[Limits]
     ) -> tuple[_Cut[Model], tuple[Tried, ...], tuple[Point, ...]]:
         """Return the largest cut within the budget; the way is chosen at the first amount that is tried."""
+        choices: tuple[Way, ...] = self.choices
         tried: tuple[Tried, ...] = ()
 
         def cut(amount: float) -> tuple[_Cut[Model], Model, float]:
-            nonlocal tried
-            self.choices = tuple(way.with_amount(amount) for way in self.choices)
-            found, ways = self._best(groups, limits)
-            tried, self.choices = tried or ways, (found.way,)
+            nonlocal choices, tried
+            found, ways = self._best([way.with_amount(amount) for way in choices], groups, limits)
+            choices, tried = (found.way,), tried or ways
             return found, found.model, found.reached
 
         gone = [
             0 if limit.reason else group.units - limit.allowed_units[-1]
             for group, limit in zip(groups, limits, strict=True)
         ]
-        most = fraction_removed(groups, limits, self.costs, self.choices[0].request.target, gone)
-        choices = self.choices
+        most = fraction_removed(groups, limits, self.costs, choices[0].request.target, gone)
         best, curve = bisect(budget, self.model, most, cut)
-        self.choices = choices
         return best, tried, curve
 
     def _best(
-        self, groups: tuple[Group, ...], limits: Sequence[Limits]
+        self, choices: Sequence[Way], groups: tuple[Group, ...], limits: Sequence[Limits]
     ) -> tuple[_Cut[Model], tuple[Tried, ...]]:
         """Cut in every way, and return the cut that loses least."""
-        if len(self.choices) == 1 or self.judges is None:
-            return self._cut(self.choices[0], groups, limits), ()
+        if len(choices) == 1 or self.judge is None:
+            return self._cut(choices[0], groups, limits), ()
         best: _Cut[Model] | None = None
         tried: list[Tried] = []
         refused: list[PruneError] = []
-        for way in self.choices:
-            if way.criterion.needs == "loss" and self.loss is None:
+        for way in choices:
+            if way.criterion.needs == "loss" and self.losses is None:
                 continue
             try:
                 cut = self._cut(way, groups, limits)
@@ -212,14 +211,14 @@ class _Run(Generic[Model]):
             except PruneError as error:  # one way may not reach the amount where another does
                 refused.append(error)
                 continue
-            loss = loss_on(self.model, cut.model, self.judges, self.trace_input, self.loss)
+            loss = self.judge.loss(cut.model)
             if best is None or loss < min(one.loss for one in tried):
                 best = cut
             tried.append(Tried(way.request.criterion, way.request.allocation, loss))
         if best is None:
             raise refused[0]
         losses = "; ".join(f"{one.criterion}, {one.allocation}: {one.loss:.4g}" for one in tried)
-        logger.info("chosen by the loss on %d batches: %s (%s)", len(self.judges.batches), best.way, losses)
+        logger.info("chosen by the loss on %d batches: %s (%s)", len(self.judge), best.way, losses)
         return best, tuple(tried)
 
     def _calibrate(self, free: Sequence[Group]) -> None:
@@ -231,14 +230,14 @@ class _Run(Generic[Model]):
         needs = {way.criterion.needs for way in self.choices}
         if self.statistics is not None or self.data is None or not (any(needs) or self.data.repair):
             return
-        if needs == {"loss"} and self.loss is None:
+        if needs == {"loss"} and self.losses is None:
             raise PruneError(
                 "this MODEL.PRUNING.CRITERION needs the gradients of a loss: give prune(loss=...), or "
                 "batches with labels",
                 keys=("MODEL.PRUNING.CRITERION",),
             )
         gates = "loss" in needs
-        self.statistics = statistics_of(self.model, free, self.trace_input, self.data, self.loss, gates)
+        self.statistics = statistics_of(self.model, free, self.trace_input, self.data, self.losses, gates)
 
     def _cut(self, way: Way, groups: tuple[Group, ...], limits: Sequence[Limits]) -> _Cut[Model]:
         """Plan, cut and repair in one way, so that the measured cost is the requested one."""

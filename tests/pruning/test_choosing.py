@@ -42,8 +42,8 @@ def test_without_data_it_is_magnitude_and_that_is_said(caplog):
 
 def test_some_batches_are_kept_apart_where_there_are_enough():
     first, last = choosing.held_out(Data(BATCHES))
-    assert first.batches == BATCHES[:8] and last.batches == BATCHES[8:]
-    few = Data(BATCHES[:4])
+    assert first.batches == BATCHES[:9] and last.batches == BATCHES[9:]
+    few = Data(BATCHES[:5])
     assert choosing.held_out(few) == (few, few)
 
 
@@ -59,9 +59,12 @@ def test_the_way_that_loses_least_is_taken():
     best = min(result.tried, key=lambda one: one.loss)
     assert (result.request.criterion, result.request.allocation) == (best.criterion, best.allocation)
     with torch.no_grad():
-        losses = [float(labelled_loss(result.model, batch)) for batch in BATCHES[8:]]
-    assert best.loss == pytest.approx(sum(losses) / 2, abs=1e-6)
-    assert result.repair is not None and result.repair.batches == 8
+        sums = [
+            sum(float(labelled_loss(model, batch)) for batch in BATCHES[9:])
+            for model in (result.model, net())
+        ]
+    assert best.loss == pytest.approx(sums[0] / sums[1], rel=1e-5)
+    assert result.repair is not None and result.repair.batches == 9
     assert result.proof.exact and result.repair.proof.exact
 
 
@@ -91,13 +94,33 @@ def test_a_way_that_cannot_reach_the_amount_is_passed_over(monkeypatch):
     assert [one.allocation for one in result.tried] == ["global", "uniform"]
 
 
-def test_loss_on_held_out_batches():
-    model, trace_input = net(), TraceInput(net(), X)
-    data = Data(BATCHES[:2])
-    assert choosing.loss_on(model, net(), data, trace_input, None) == 0
+def judge(losses=None):
+    return choosing.Judge(net(), Data(BATCHES[:2]), TraceInput(net(), X), losses)
+
+
+def named_loss(model, batch):
+    return {"loss": labelled_loss(model, batch)}
+
+
+def test_a_judge_measures_held_out_batches():
+    assert judge().loss(net()) == 0 and judge(named_loss).loss(net()) == pytest.approx(1)
     other = net()
     nn.init.zeros_(other[-1].weight)
-    assert choosing.loss_on(model, other, data, trace_input, None) > 0.1
+    assert judge().loss(other) > 0.1
     nn.init.constant_(other[-1].weight, torch.nan)
-    assert choosing.loss_on(model, other, data, trace_input, None) == math.inf
-    assert choosing.loss_on(model, other, data, trace_input, labelled_loss) == math.inf
+    assert judge().loss(other) == judge(named_loss).loss(other) == math.inf
+
+
+def test_a_small_loss_counts_as_much_as_a_large_one():
+    def two(model, batch):
+        out = model(batch)
+        return {
+            "large": 10 * out[:, :4].square().mean(),
+            "small": out[:, 4:].square().mean(),
+            "none": 0 * out.sum(),
+        }
+
+    other = net()
+    other[-1].weight.data[4] *= 2
+    other[-1].bias.data[4] *= 2
+    assert judge(two).loss(other) == pytest.approx((1 + 4 + 0) / 3, rel=1e-4)

@@ -87,7 +87,7 @@ class _Progress:
     def made(self, done: int, total: int) -> None:
         """Note that ``done`` batches of ``total`` are done."""
         taken = time.monotonic() - self._start
-        if taken < self._next or done == total:
+        if taken < self._next or done < 3 or done == total:  # the first ones warm up
             return
         self._next = taken + 30
         left = taken * (total - done) / done
