@@ -8,6 +8,7 @@ import sys
 import pytest
 from detectron2.engine import default_argument_parser
 
+import d2prune
 from d2prune.engine import outputs
 
 
@@ -40,3 +41,17 @@ def test_the_next_command_is_the_one_before_with_the_modes_changed(monkeypatch, 
 def test_without_a_script_the_command_names_train_net(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["-c"])
     assert shlex.split(outputs.next_command("x.pth"))[:2] == ["python", "train_net.py"]
+
+
+def test_the_control_is_trained_by_the_command_of_the_fine_tuning(monkeypatch, tmp_path):
+    words = "--config-file a.yaml --resume MODEL.FINETUNE True MODEL.WEIGHTS x.pth OUTPUT_DIR o SEED 3"
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "train_net.py"), *words.split()])
+    cfg = d2prune.get_cfg()
+    cfg.OUTPUT_DIR = "o"
+    assert outputs.control_command(cfg, "base.pth") == ""
+    (tmp_path / "train_control.py").touch()
+    found = shlex.split(outputs.control_command(cfg, "base.pth"))
+    assert found[:4] == ["python", str(tmp_path / "train_control.py"), "--report", "o"]
+    assert found[4:] == [
+        "--config-file", "a.yaml", "SEED", "3", "MODEL.WEIGHTS", "base.pth", "OUTPUT_DIR", "o/control",
+    ]  # fmt: skip
