@@ -1,4 +1,4 @@
-"""The losses of Detectron2's models on a labelled batch."""
+"""The loss of Detectron2's models on a labelled batch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 
-def training_losses(
+def training_loss(
     model: nn.Module, batch: Sequence[Mapping[str, Any]], auxiliary: Collection[str]
-) -> Mapping[str, Tensor] | None:
-    """Return the losses that the model returns in training, without the ``auxiliary`` ones.
+) -> Tensor | None:
+    """Return the sum of the losses that the model returns in training, without the ``auxiliary`` ones.
 
     Norms keep their statistics and nothing is dropped. None if nothing in the batch is labelled.
     """
@@ -22,7 +22,8 @@ def training_losses(
         return None
     with _training(model), EventStorage():
         losses = model(batch)
-    return {name: loss for name, loss in losses.items() if name not in auxiliary} or None
+    kept = [loss for name, loss in losses.items() if name not in auxiliary]
+    return sum(kept) if kept else None  # type: ignore[return-value]
 
 
 @contextmanager

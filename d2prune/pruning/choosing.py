@@ -1,11 +1,10 @@
-"""The ways to prune that "auto" stands for, and the choice among them by what each does to the loss."""
+"""The ways to prune that "auto" stands for, and the choice of the one that changes outputs least."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,13 +16,11 @@ from d2prune.core.copies import in_float32
 from d2prune.core.plan.criteria import AUTO, CRITERIA, Criterion, criterion_of
 from d2prune.core.types import Request
 from d2prune.errors import PruneError
-from d2prune.pruning.calibration import Data, Measured
+from d2prune.pruning.calibration import Data
 
 logger = logging.getLogger(__name__)
 HELD_OUT = 6
 """One in so many batches is kept apart, to choose by."""
-LEAST = 0.01
-"""A loss counts as no smaller than this share of all together, lest one near zero decide alone."""
 MEASURED = ("reconstruction", "fisher")
 SHARED_OUT = ("per_cost", "global", "uniform")
 
@@ -49,14 +46,13 @@ class Tried:
 
     Attributes:
         criterion, allocation: the way.
-        loss: on batches that it was not made by, as a multiple of the unpruned model's, in the mean over its
-            losses, so that a small one counts as much as a large one. Without labels, the squared change of
-            the outputs as a fraction of their variance.
+        change: of the model's outputs on batches that it was not made by: squared, as a fraction of each
+            output's variance, in the mean over outputs.
     """
 
     criterion: str
     allocation: str
-    loss: float
+    change: float
 
 
 def ways(request: Request, criterion: Criterion | None, has_data: bool) -> tuple[Way, ...]:
@@ -114,44 +110,21 @@ def held_out(data: Data) -> tuple[Data, Data]:
 
 
 class Judge:
-    """Says what a pruned model loses on held-out data, see :class:`Tried`."""
+    """Says how much a pruned model's outputs change on held-out data, see :class:`Tried`."""
 
-    def __init__(
-        self, model: nn.Module, data: Data, trace_input: TraceInput, losses: Measured | None
-    ) -> None:
-        self._model, self._batches, self._trace_input = model, data.batches, trace_input
-        self._losses = losses
-        self._unpruned = self._means(model)
+    def __init__(self, model: nn.Module, data: Data, trace_input: TraceInput) -> None:
+        self._model, self._batches, self._trace_input = in_float32(model), data.batches, trace_input
 
     def __len__(self) -> int:
         return len(self._batches)
 
     @torch.no_grad()
-    def loss(self, pruned: nn.Module) -> float:
-        """Return what ``pruned`` loses; infinite where that is not finite."""
-        if self._losses is None:
-            pair = in_float32(self._model), in_float32(pruned)
-            found = [_change(*pair, batch, self._trace_input) for batch in self._batches]
-        else:
-            least = LEAST * sum(self._unpruned.values())
-            means = self._means(pruned)
-            found = [means[name] / max(value, least, 1e-12) for name, value in self._unpruned.items()]
+    def change(self, pruned: nn.Module) -> float:
+        """Return the change by ``pruned``; infinite where that is not finite."""
+        pruned = in_float32(pruned)
+        found = [_change(self._model, pruned, batch, self._trace_input) for batch in self._batches]
         mean = sum(found) / len(found) if found else math.inf
         return mean if math.isfinite(mean) else math.inf
-
-    @torch.no_grad()
-    def _means(self, model: nn.Module) -> dict[str, float]:
-        """Return the model's losses, each in the mean over the batches that have it."""
-        if self._losses is None:
-            return {}
-        found: dict[str, list[float]] = defaultdict(list)
-        copy = in_float32(model)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)  # R-CNNs draw samples: the same for all
-            for batch in self._batches:
-                for name, value in (self._losses(copy, batch) or {}).items():
-                    found[name].append(float(value))
-        return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _change(model: nn.Module, pruned: nn.Module, batch: object, trace_input: TraceInput) -> float:

@@ -59,8 +59,8 @@ def test_verdict_comes_first(report):
 def test_how_it_was_chosen_is_shown(report):
     assert "How it was chosen" not in render(read(report))
     report["tried"] = [
-        {"criterion": "fisher", "allocation": allocation, "loss": loss}
-        for allocation, loss in (("global", 0.5), ("uniform", 0.75))
+        {"criterion": "fisher", "allocation": allocation, "change": change}
+        for allocation, change in (("global", 0.5), ("uniform", 0.75))
     ]
     report["curve"] = [
         {"reached": reached, "scores": {"bbox": ap}, "within": ap > 49}
