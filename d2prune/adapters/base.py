@@ -45,16 +45,16 @@ class Adapter:
         """
         return {}
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor | None:
-        """Return the loss of a labelled batch, with norms as in inference; None if it has no labels.
+    def losses(self, model: nn.Module, batch: Any) -> Mapping[str, Tensor] | None:
+        """Return the losses of a labelled batch, with norms as in inference; None if it has no labels.
 
         The default calls a model in training mode as Detectron2 does: list[dict] in, dict of losses out.
         """
         if not (HAS_DETECTRON2 and isinstance(batch, list) and isinstance(batch[0], Mapping)):
             return None
-        from d2prune.adapters.training import training_loss
+        from d2prune.adapters.training import training_losses
 
-        return training_loss(model, batch, self.auxiliary_losses)
+        return training_losses(model, batch, self.auxiliary_losses)
 
     def after_resize(self, model: nn.Module) -> None:
         """Update integers that repeat a width; the default updates those of backbones and FPNs."""

@@ -1,4 +1,4 @@
-"""The loss of Detectron2's models on a labelled batch."""
+"""The losses of Detectron2's models on a labelled batch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 
-def training_loss(
+def training_losses(
     model: nn.Module, batch: Sequence[Mapping[str, Any]], auxiliary: Collection[str]
-) -> Tensor | None:
-    """Return the sum of the losses that the model returns in training, without the ``auxiliary`` ones.
+) -> Mapping[str, Tensor] | None:
+    """Return the losses that the model returns in training, without the ``auxiliary`` ones.
 
     Norms keep their statistics and nothing is dropped. None if nothing in the batch is labelled.
     """
@@ -22,8 +22,7 @@ def training_loss(
         return None
     with _training(model), EventStorage():
         losses = model(batch)
-    kept = [loss for name, loss in losses.items() if name not in auxiliary]
-    return sum(kept) if kept else None  # type: ignore[return-value]
+    return {name: loss for name, loss in losses.items() if name not in auxiliary} or None
 
 
 @contextmanager

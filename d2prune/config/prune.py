@@ -28,7 +28,7 @@ def add_prune_config(cfg: CfgNode) -> None:
     # "torch_pruning.LAMPImportance". "auto": one of the first two where there are images, else "magnitude".
     keys.PRUNING.CRITERION = "auto"
     # How AMOUNT is shared out: "per_cost" (least error per cost saved), "global" (lowest scores) or "uniform"
-    # (same fraction of every group). "auto": where there are images, what changes outputs least.
+    # (same fraction of every group). "auto": where there are images, what costs least on some.
     keys.PRUNING.ALLOCATION = "auto"
     # Images of DATASETS.TRAIN, with their labels, that channels are chosen and repaired by; 0: none;
     # -1: 240, or fewer large ones: 50 megapixels together, but at least 32.

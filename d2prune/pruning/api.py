@@ -54,8 +54,8 @@ def prune(
             "reconstruction" or, where there is a loss, "fisher": see ``allocation``.
         allocation: "uniform" (the same fraction of every group), "global" (lowest scores first) or
             "per_cost" (least error per cost saved). "auto" is the first for criteria that need no data.
-            Otherwise "auto" tries every way that is left open, repaired, and takes the one that changes the
-            outputs least on a sixth of ``data`` that serves for nothing else.
+            Otherwise "auto" tries every way that is left open, repaired, and takes the one with the least
+            loss and change of outputs on a sixth of ``data`` that serves for nothing else.
         ratios: fractions of channels to remove, by shell-style pattern over dotted module names;
             such groups are left out of the allocation.
         protect: patterns of layers whose output channels stay.

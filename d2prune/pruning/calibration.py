@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from d2prune.adapters import TraceInput
-from d2prune.core.calibrate.collect import Loss, calibrate
+from d2prune.core.calibrate.collect import calibrate
 from d2prune.core.calibrate.moments import WIDEST, Statistics
 from d2prune.core.copies import in_float32
 from d2prune.core.types import Group
@@ -21,6 +21,8 @@ from d2prune.errors import MISFITS, PruneError, told
 logger = logging.getLogger(__name__)
 REPAIRS = ("", "fold", "refit")
 Losses = Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor] | None]
+Measured = Callable[[nn.Module, Any], Mapping[str, Tensor] | None]
+"""``losses(model, batch)`` by name; None for a batch without labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,22 +66,22 @@ def check_repair(repair: str) -> None:
         )
 
 
-def loss_of(model: nn.Module, trace_input: TraceInput, data: Data) -> Loss | None:
-    """Return the loss to measure by: the user's, or the adapter's if any of the first batches has labels."""
+def losses_of(model: nn.Module, trace_input: TraceInput, data: Data) -> Measured | None:
+    """Return the losses to measure by: the user's, or the adapter's if the first batches have labels."""
     if data.loss is not None:
         given = data.loss
-        return lambda model, batch: _summed(given(model, batch))
+        return lambda model, batch: _named(given(model, batch))
     if trace_input.adapter is None or not data.batches:
         return None
-    loss = trace_input.adapter.loss
+    losses = trace_input.adapter.losses
     copy = in_float32(model)
     try:
         with torch.no_grad(), torch.random.fork_rng():  # R-CNNs draw samples
-            labelled = any(loss(copy, batch) is not None for batch in data.batches[:3])
+            labelled = any(losses(copy, batch) is not None for batch in data.batches[:3])
     except MISFITS as error:
         logger.warning("the loss of %s can't be used: %s", type(model).__name__, told(error))
         return None
-    return loss if labelled else None
+    return losses if labelled else None
 
 
 def statistics_of(
@@ -87,20 +89,21 @@ def statistics_of(
     groups: Sequence[Group],
     trace_input: TraceInput,
     data: Data,
-    loss: Loss | None,
+    losses: Measured | None,
     gates: bool,
 ) -> Statistics:
-    """Calibrate a copy of ``model`` on ``data``, with the gradients of the loss where there is one.
+    """Calibrate a copy of ``model`` on ``data``, with the gradients of its losses where it has any.
 
     Args:
         model: of any float dtype.
         groups: those that may be pruned.
         trace_input: runs the model.
         data: its batches are used, and whether its repair is by places of the kernel.
-        loss: see :func:`loss_of`.
+        losses: see :func:`losses_of`.
         gates: whether to collect derivatives by factors on channels, too.
     """
-    start, labels = time.monotonic(), "with" if loss is not None else "without"
+    start, labels = time.monotonic(), "with" if losses is not None else "without"
+    loss = None if losses is None else lambda model, batch: _summed(losses(model, batch))
     logger.info("calibrating on %d batches, %s labels", len(data.batches), labels)
     widest = 0 if data.repair == "fold" else WIDEST
     found = calibrate(
@@ -112,7 +115,9 @@ def statistics_of(
     return found
 
 
-def _summed(losses: Tensor | Mapping[str, Tensor] | None) -> Tensor | None:
-    if isinstance(losses, Mapping):
-        return sum(losses.values())  # type: ignore[return-value]
-    return losses
+def _summed(losses: Mapping[str, Tensor] | None) -> Tensor | None:
+    return sum(losses.values()) if losses else None  # type: ignore[return-value]
+
+
+def _named(losses: Tensor | Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+    return {"loss": losses} if isinstance(losses, Tensor) else losses

@@ -1,10 +1,11 @@
-"""The ways to prune that "auto" stands for, and the choice of the one that changes outputs least."""
+"""The ways to prune that "auto" stands for, and the choice of the one that costs least."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,11 +17,13 @@ from d2prune.core.copies import in_float32
 from d2prune.core.plan.criteria import AUTO, CRITERIA, Criterion, criterion_of
 from d2prune.core.types import Request
 from d2prune.errors import PruneError
-from d2prune.pruning.calibration import Data
+from d2prune.pruning.calibration import Data, Measured
 
 logger = logging.getLogger(__name__)
 HELD_OUT = 6
 """One in so many batches is kept apart, to choose by."""
+LEAST = 0.01
+"""A loss counts as no smaller than this share of all together, lest one near zero decide alone."""
 MEASURED = ("reconstruction", "fisher")
 SHARED_OUT = ("per_cost", "global", "uniform")
 
@@ -46,13 +49,25 @@ class Tried:
 
     Attributes:
         criterion, allocation: the way.
-        change: of the model's outputs on batches that it was not made by: squared, as a fraction of each
-            output's variance, in the mean over outputs.
+        loss: on batches that it was not made by, as a multiple of the unpruned model's, in the mean over its
+            losses, so that a small one counts as much as a large one; 1 without labels.
+        change: of the model's outputs on these batches: squared, as a fraction of each output's variance, in
+            the mean over outputs.
     """
 
     criterion: str
     allocation: str
+    loss: float
     change: float
+
+    @property
+    def cost(self) -> float:
+        """What ways are compared by.
+
+        Each of its factors alone misjudges some model. The loss counts twice, because a part of it is left in
+        any model: it differs less between ways than the change does.
+        """
+        return self.loss**2 * self.change
 
 
 def ways(request: Request, criterion: Criterion | None, has_data: bool) -> tuple[Way, ...]:
@@ -110,21 +125,45 @@ def held_out(data: Data) -> tuple[Data, Data]:
 
 
 class Judge:
-    """Says how much a pruned model's outputs change on held-out data, see :class:`Tried`."""
+    """Says on held-out data what a pruned model's losses and outputs come to, see :class:`Tried`."""
 
-    def __init__(self, model: nn.Module, data: Data, trace_input: TraceInput) -> None:
+    def __init__(
+        self, model: nn.Module, data: Data, trace_input: TraceInput, losses: Measured | None
+    ) -> None:
         self._model, self._batches, self._trace_input = in_float32(model), data.batches, trace_input
+        self._losses = losses
+        self._unpruned = self._means(self._model)
 
     def __len__(self) -> int:
         return len(self._batches)
 
     @torch.no_grad()
-    def change(self, pruned: nn.Module) -> float:
-        """Return the change by ``pruned``; infinite where that is not finite."""
+    def measure(self, pruned: nn.Module) -> tuple[float, float]:
+        """Return the loss and the change of ``pruned``; infinite where they are not finite."""
         pruned = in_float32(pruned)
-        found = [_change(self._model, pruned, batch, self._trace_input) for batch in self._batches]
-        mean = sum(found) / len(found) if found else math.inf
-        return mean if math.isfinite(mean) else math.inf
+        least = LEAST * sum(self._unpruned.values())
+        means = self._means(pruned)
+        losses = [means[name] / max(value, least, 1e-12) for name, value in self._unpruned.items()]
+        changes = [_change(self._model, pruned, batch, self._trace_input) for batch in self._batches]
+        return _mean(losses or [1.0]), _mean(changes)
+
+    @torch.no_grad()
+    def _means(self, model: nn.Module) -> dict[str, float]:
+        """Return the model's losses, each in the mean over the batches that have it."""
+        if self._losses is None:
+            return {}
+        found: dict[str, list[float]] = defaultdict(list)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # R-CNNs draw samples: the same for all
+            for batch in self._batches:
+                for name, value in (self._losses(model, batch) or {}).items():
+                    found[name].append(float(value))
+        return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    mean = sum(values) / len(values) if values else math.inf
+    return mean if math.isfinite(mean) else math.inf
 
 
 def _change(model: nn.Module, pruned: nn.Module, batch: object, trace_input: TraceInput) -> float:

@@ -28,7 +28,7 @@ from d2prune.core.types import Coverage, Group, Proof, PrunePlan, Request, Total
 from d2prune.errors import MISFITS, PruneError, told
 from d2prune.pruning.bisect import without_misfits
 from d2prune.pruning.budget import Budget, Point, bisect
-from d2prune.pruning.calibration import Data, loss_of, statistics_of
+from d2prune.pruning.calibration import Data, losses_of, statistics_of
 from d2prune.pruning.checks import check_inputs, check_model, check_repeatable
 from d2prune.pruning.choosing import Judge, Tried, Way, held_out, ways
 from d2prune.pruning.cutting import cut_by_plan, misfit
@@ -114,11 +114,11 @@ class _Run(Generic[Model]):
         self.model, self.choices, self.trace_input = model, choices, trace_input
         self.prove, self.review = prove, review
         self.costs = measure_model(model, trace_input)
-        self.loss = loss_of(model, trace_input, data) if data is not None else None
+        self.losses = losses_of(model, trace_input, data) if data is not None else None
         self.data, self.judge = data, None
         if data is not None and len(choices) > 1:
             self.data, last = held_out(data)
-            self.judge = Judge(model, last, trace_input)
+            self.judge = Judge(model, last, trace_input, self.losses)
         self.statistics: Statistics | None = None
         self.ranked: dict[str, dict[str, Ranking | None]] = {}
 
@@ -195,14 +195,14 @@ class _Run(Generic[Model]):
     def _best(
         self, choices: Sequence[Way], groups: tuple[Group, ...], limits: Sequence[Limits]
     ) -> tuple[_Cut[Model], tuple[Tried, ...]]:
-        """Cut in every way, and return the cut that changes the outputs least."""
+        """Cut in every way, and return the cut that costs least."""
         if len(choices) == 1 or self.judge is None:
             return self._cut(choices[0], groups, limits), ()
         best: _Cut[Model] | None = None
         tried: list[Tried] = []
         refused: list[PruneError] = []
         for way in choices:
-            if way.criterion.needs == "loss" and self.loss is None:
+            if way.criterion.needs == "loss" and self.losses is None:
                 continue
             try:
                 cut = self._cut(way, groups, limits)
@@ -211,15 +211,17 @@ class _Run(Generic[Model]):
             except PruneError as error:  # one way may not reach the amount where another does
                 refused.append(error)
                 continue
-            change = self.judge.change(cut.model)
-            if best is None or change < min(one.change for one in tried):
+            found = Tried(way.request.criterion, way.request.allocation, *self.judge.measure(cut.model))
+            if best is None or found.cost < min(one.cost for one in tried):
                 best = cut
-            tried.append(Tried(way.request.criterion, way.request.allocation, change))
+            tried.append(found)
         if best is None:
             raise refused[0]
-        changes = "; ".join(f"{one.criterion}, {one.allocation}: {one.change:.3g}" for one in tried)
+        costs = "; ".join(
+            f"{one.criterion}, {one.allocation}: {one.loss:.3f}, {one.change:.3f}" for one in tried
+        )
         logger.info(
-            "chosen by the change of outputs on %d batches: %s (%s)", len(self.judge), best.way, changes
+            "%s is the best on %d batches (loss and change of outputs: %s)", best.way, len(self.judge), costs
         )
         return best, tuple(tried)
 
@@ -232,14 +234,14 @@ class _Run(Generic[Model]):
         needs = {way.criterion.needs for way in self.choices}
         if self.statistics is not None or self.data is None or not (any(needs) or self.data.repair):
             return
-        if needs == {"loss"} and self.loss is None:
+        if needs == {"loss"} and self.losses is None:
             raise PruneError(
                 "this MODEL.PRUNING.CRITERION needs the gradients of a loss: give prune(loss=...), or "
                 "batches with labels",
                 keys=("MODEL.PRUNING.CRITERION",),
             )
         gates = "loss" in needs
-        self.statistics = statistics_of(self.model, free, self.trace_input, self.data, self.loss, gates)
+        self.statistics = statistics_of(self.model, free, self.trace_input, self.data, self.losses, gates)
 
     def _cut(self, way: Way, groups: tuple[Group, ...], limits: Sequence[Limits]) -> _Cut[Model]:
         """Plan, cut and repair in one way, so that the measured cost is the requested one."""

@@ -104,7 +104,7 @@ def render(report: Report, images: Sequence[ImageRow] = ()) -> str:
         total=max(1, report.before.macs),
         images=images,
         tried=report.tried,
-        least=min((one.change for one in report.tried), default=0.0),
+        least=min((one.cost for one in report.tried), default=0.0),
         curve=report.curve,
         lines=lines(report.sensitivities),
         facts=_facts(report),

@@ -204,7 +204,7 @@ def report_of(result: PruneResult[Any], size: tuple[int, int], device: torch.dev
         input_size=size,
         environment=environment(device),
         repair=_repairs(result.repair),
-        tried=tuple(one for one in result.tried if math.isfinite(one.change)),  # JSON has no others
+        tried=tuple(one for one in result.tried if math.isfinite(one.cost)),  # JSON has no others
         curve=result.curve,
         sensitivities=result.sensitivities,
     )

@@ -51,24 +51,27 @@ def labelled_loss(model, batch):
     return F.cross_entropy(model(batch), torch.tensor([0, 1]))
 
 
-def test_the_way_that_changes_outputs_least_is_taken():
+def test_the_way_that_costs_least_is_taken():
     result = prune(net(), 0.5, example_inputs=X, data=BATCHES, loss=labelled_loss)
     assert [(one.criterion, one.allocation) for one in result.tried] == [
         (c, a) for c in ("reconstruction", "fisher") for a in ("per_cost", "global", "uniform")
     ]
-    best = min(result.tried, key=lambda one: one.change)
+    best = min(result.tried, key=lambda one: one.loss**2 * one.change)
     assert (result.request.criterion, result.request.allocation) == (best.criterion, best.allocation)
     with torch.no_grad():
         before, after = net()(BATCHES[9]), result.model(BATCHES[9])
+        pruned, unpruned = (float(labelled_loss(m, BATCHES[9])) for m in (result.model, net()))
     change = (after - before).square().sum() / (before - before.mean()).square().sum()
     assert best.change == pytest.approx(float(change), rel=1e-4)
+    assert best.loss == pytest.approx(pruned / unpruned, rel=1e-5)
     assert result.repair is not None and result.repair.batches == 9
     assert result.proof.exact and result.repair.proof.exact
 
 
-def test_without_a_loss_there_are_the_ways_that_need_none():
+def test_without_a_loss_the_outputs_decide():
     result = prune(net(), 0.5, example_inputs=X, data=BATCHES)
-    assert {one.criterion for one in result.tried} == {"reconstruction"} and len(result.tried) == 3
+    assert [(one.criterion, one.loss) for one in result.tried] == [("reconstruction", 1.0)] * 3
+    assert result.request.allocation == min(result.tried, key=lambda one: one.change).allocation
 
 
 def test_a_way_that_is_given_is_not_compared():
@@ -90,10 +93,30 @@ def test_a_way_that_cannot_reach_the_amount_is_passed_over(monkeypatch):
     assert [one.allocation for one in result.tried] == ["global", "uniform"]
 
 
-def test_a_judge_measures_the_change_of_outputs():
-    judge, other = choosing.Judge(net(), Data(BATCHES[:2]), TraceInput(net(), X)), net()
-    assert judge.change(other) == 0
+def judge(losses=None):
+    return choosing.Judge(net(), Data(BATCHES[:2]), TraceInput(net(), X), losses)
+
+
+def named_loss(model, batch):
+    return {"loss": labelled_loss(model, batch)}
+
+
+def test_a_judge_measures_held_out_batches():
+    other = net()
+    assert judge().measure(other) == (1, 0) and judge(named_loss).measure(other) == (pytest.approx(1), 0)
     nn.init.zeros_(other[-1].weight)
-    assert 0.1 < judge.change(other) < math.inf
+    assert 0.1 < judge().measure(other)[1] < math.inf
     nn.init.constant_(other[-1].weight, torch.nan)
-    assert judge.change(other) == math.inf
+    assert judge(named_loss).measure(other) == (math.inf, math.inf)
+
+
+def test_a_small_loss_counts_as_much_as_a_large_one():
+    def two(model, batch):
+        out = model(batch)
+        large, small = 10 * out[:, :4].square().mean(), 2 * out[:, 4:].square().mean()
+        return {"large": large, "small": small, "none": 0 * out.sum()}
+
+    other = net()
+    other[-1].weight.data[4] *= 2
+    other[-1].bias.data[4] *= 2
+    assert judge(two).measure(other)[0] == pytest.approx((1 + 4 + 0) / 3, rel=1e-4)

@@ -59,7 +59,7 @@ def test_verdict_comes_first(report):
 def test_how_it_was_chosen_is_shown(report):
     assert "How it was chosen" not in render(read(report))
     report["tried"] = [
-        {"criterion": "fisher", "allocation": allocation, "change": change}
+        {"criterion": "fisher", "allocation": allocation, "loss": 1.5, "change": change}
         for allocation, change in (("global", 0.5), ("uniform", 0.75))
     ]
     report["curve"] = [
@@ -74,7 +74,7 @@ def test_how_it_was_chosen_is_shown(report):
     page = Page(html)
     text = " ".join(page.text.split())
     assert page.open == [] and "globalo" not in text
-    assert "fisher global 0.5 taken" in " ".join(re.sub(r"<[^>]+>", " ", html).split())
+    assert "fisher global 1.500 0.500 taken" in " ".join(re.sub(r"<[^>]+>", " ", html).split())
     assert "conv<1>: 8 → 4, 0.25" in text and "conv2: 8 whole, 0" in text
     assert "25.0%" in text and "41.2" in text
 

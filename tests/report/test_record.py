@@ -60,7 +60,7 @@ def test_what_a_later_version_adds_is_passed_over(report):
 
 
 def test_how_it_was_chosen_goes_to_a_file_and_back(report, tmp_path):
-    report["tried"] = [{"criterion": "fisher", "allocation": "global", "change": 0.5}]
+    report["tried"] = [{"criterion": "fisher", "allocation": "global", "loss": 1.5, "change": 0.5}]
     report["curve"] = [{"reached": 0.0, "scores": {"bbox": 50.0}, "within": True}]
     report["sensitivities"] = [{"group": "a", "units": 8, "kept": 4, "errors": [0.0, 0.5, 1.0]}]
     record.write_report_json(read(report), tmp_path)
