@@ -20,8 +20,8 @@ def add_prune_config(cfg: CfgNode) -> None:
     keys.PRUNING.TARGET = "macs"
     # Fraction of the whole model's TARGET to remove: 0 < AMOUNT < 1.
     keys.PRUNING.AMOUNT = 0.5
-    # "0.5 AP": in place of AMOUNT, the largest cut that loses so many points at most, after the repair, on
-    # 200 images of DATASETS.TRAIN that the prune uses for nothing else.
+    # In place of AMOUNT, the largest cut that loses so many points at most, after the repair: "0.5 AP on NAME"
+    # of a data set, or "0.5 AP" on 200 images of DATASETS.TRAIN (models that know them lose more there).
     keys.PRUNING.BUDGET = ""
     # How channels are chosen: "reconstruction" (what the others can replace goes), "fisher", "taylor",
     # "magnitude", "random", a name given to @d2prune.register_criterion, or an importance of torch-pruning:

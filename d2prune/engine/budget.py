@@ -22,15 +22,16 @@ def budget_of(cfg: CfgNode, test: Test, config_format: ConfigFormat = YAML) -> B
     """Return the budget that BUDGET names, measured by ``test``; None for an empty one.
 
     Raises:
-        PruneError: for a BUDGET that is not like "0.5 AP", and with several processes.
+        PruneError: for a BUDGET that is not like "0.5 AP" or "0.5 AP on NAME", and with several processes.
     """
     text = cfg.MODEL.PRUNING.BUDGET
     if not text:
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*AP\s*", text)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*AP(?:\s+on\s+(\S+))?\s*", text)
     if found is None:
         raise PruneError(
-            f"MODEL.PRUNING.BUDGET is {text!r}; expected points of AP that may be lost, as '0.5 AP', or ''",
+            f"MODEL.PRUNING.BUDGET is {text!r}; expected points of AP that may be lost, as '0.5 AP' or "
+            "'0.5 AP on NAME', or ''",
             keys=("MODEL.PRUNING.BUDGET",),
         )
     if comm.get_world_size() > 1:
@@ -39,5 +40,5 @@ def budget_of(cfg: CfgNode, test: Test, config_format: ConfigFormat = YAML) -> B
             "with one, then fine-tune with all",
             keys=("MODEL.PRUNING.BUDGET",),
         )
-    judged = config_format.held_out(cfg)
+    judged = config_format.held_out(cfg, found[2] or "")
     return Budget(float(found[1]), lambda model: average_precision(test(judged, model)))

@@ -36,9 +36,9 @@ class ConfigFormat:
         """Turn records of DATASETS.TEST into the model's inputs."""
         return DatasetMapper(cfg, is_train=False)
 
-    def held_out(self, cfg: CfgNode) -> CfgNode:
-        """Return ``cfg`` with images to test on that MODEL.PRUNING.BUDGET may be measured by."""
-        return with_held_out(cfg)
+    def held_out(self, cfg: CfgNode, data_set: str) -> CfgNode:
+        """Return ``cfg`` with the images to test on that MODEL.PRUNING.BUDGET is measured by."""
+        return with_held_out(cfg, data_set)
 
     def thawed(self, cfg: CfgNode) -> str:
         """Name the keys that fine-tuning ignores where it trains what was frozen, and the one to keep it."""

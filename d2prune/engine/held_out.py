@@ -12,12 +12,27 @@ IMAGES = 200
 """So many are held out; of a small set, a third."""
 
 
-def with_held_out(cfg: CfgNode) -> CfgNode:
-    """Return ``cfg`` with a part of its first training set as the test set; its images must train nothing.
+def with_held_out(cfg: CfgNode, data_set: str = "") -> CfgNode:
+    """Return ``cfg`` with ``data_set`` as the test set, or else a part of its first training set.
 
     Raises:
-        PruneError: without DATASETS.TRAIN.
+        PruneError: if the data set is not registered, or there is none.
     """
+    if not data_set:
+        data_set = _register_held_out(cfg)
+    elif data_set not in DatasetCatalog.list():
+        raise PruneError(
+            f"MODEL.PRUNING.BUDGET names the data set '{data_set}', which is not registered",
+            keys=("MODEL.PRUNING.BUDGET",),
+        )
+    out = cfg.clone()
+    out.defrost()
+    out.DATASETS.TEST = (data_set,)
+    out.freeze()
+    return out
+
+
+def _register_held_out(cfg: CfgNode) -> str:
     if not cfg.DATASETS.TRAIN:
         raise PruneError(
             "MODEL.PRUNING.BUDGET is measured on a part of DATASETS.TRAIN, which is empty",
@@ -34,11 +49,7 @@ def with_held_out(cfg: CfgNode) -> CfgNode:
             k: v for k, v in MetadataCatalog.get(whole).as_dict().items() if k not in ("name", "json_file")
         }
         MetadataCatalog.get(name).set(**known)
-    out = cfg.clone()
-    out.defrost()
-    out.DATASETS.TEST = (name,)
-    out.freeze()
-    return out
+    return name
 
 
 def held_out_files(cfg: CfgNode) -> frozenset[str]:

@@ -80,7 +80,7 @@ class LazyFormat(ConfigFormat):
         modes = ["prune.enabled=False", "prune.finetune=True", f"train.init_checkpoint={weights}"]
         return same_script("lazyconfig_train_net.py", [*kept, *modes])
 
-    def held_out(self, cfg: CfgNode) -> CfgNode:
+    def held_out(self, cfg: CfgNode, data_set: str) -> CfgNode:
         """See :meth:`ConfigFormat.held_out`.
 
         Raises:

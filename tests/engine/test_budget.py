@@ -48,6 +48,16 @@ def test_a_budget_needs_a_training_set():
         budget_of(cfg_with("1 AP"), lambda cfg, model: {})
 
 
+def test_a_data_set_may_be_named(train):
+    seen = []
+    budget = budget_of(
+        cfg_with(f"2 AP on {train}"), lambda cfg, model: seen.append(cfg.DATASETS.TEST) or {"a": {"AP": 1.0}}
+    )
+    assert budget.points == 2 and budget.scores(torch.nn.Identity()) == {"a": 1.0} and seen == [(train,)]
+    with pytest.raises(PruneError, match="names the data set 'nowhere', which is not registered"):
+        budget_of(cfg_with("2 AP on nowhere"), lambda cfg, model: {})
+
+
 def test_a_part_of_the_training_set_is_held_out(train):
     cfg, seen = cfg_with("1.5 AP", (train,)), []
 
