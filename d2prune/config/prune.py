@@ -20,7 +20,7 @@ def add_prune_config(cfg: CfgNode) -> None:
     keys.PRUNING.TARGET = "macs"
     # Fraction of the whole model's TARGET to remove: 0 < AMOUNT < 1.
     keys.PRUNING.AMOUNT = 0.5
-    # In place of AMOUNT, the largest cut that loses so many points at most, after the repair: "0.5 AP on NAME"
+    # In place of AMOUNT, the largest cut that loses so many points at most, after repair: "0.5 AP on NAME"
     # of a data set, or "0.5 AP" on 200 images of DATASETS.TRAIN (models that know them lose more there).
     keys.PRUNING.BUDGET = ""
     # How channels are chosen: "reconstruction" (what the others can replace goes), "fisher", "taylor",
