@@ -12,7 +12,7 @@ from torch import nn
 import d2prune
 from d2prune.core.cut.proof import MisfitError
 from d2prune.errors import PruneError, told
-from d2prune.pruning import proving, prune, run
+from d2prune.pruning import cutter, proving, prune
 
 ROWS = torch.rand(3, 16, generator=torch.Generator().manual_seed(0))
 
@@ -233,7 +233,7 @@ def test_the_models_rounding_is_allowed_but_no_change_of_a_weight():
 
 
 def test_a_small_change_is_found_where_rounding_is_small(monkeypatch):
-    cut = run.cut_by_plan
+    cut = cutter.cut_by_plan
 
     def sabotaged(*args):
         spec, pruned = cut(*args)
@@ -241,7 +241,7 @@ def test_a_small_change_is_found_where_rounding_is_small(monkeypatch):
             pruned.o.weight.add_(3e-8)
         return spec, pruned
 
-    monkeypatch.setattr(run, "cut_by_plan", sabotaged)
+    monkeypatch.setattr(cutter, "cut_by_plan", sabotaged)
     with pytest.raises(MisfitError, match=r"allowed 1e-09"):
         prune(Between().double(), 0.3, "params", example_inputs=ROWS)
 

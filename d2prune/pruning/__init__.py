@@ -1,7 +1,8 @@
 """One prune, with all that it decides and checks.
 
 api          prune(), for any model
-run          trace, calibrate, rank, plan, cut, repair, choose, prove
+run          trace, calibrate, cut, choose, prove
+cutter       one way: rank, plan, cut, repair
 calibration  a user's batches -> statistics
 choosing     what "auto" stands for: ways to prune, and what each loses
 budget       the largest cut that costs at most so many points

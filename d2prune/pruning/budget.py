@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 STEP = 0.02
 """The bisection ends when it knows the fraction to remove to this."""
 Scores = Mapping[str, float]
+"""By the metric's name; the larger the better."""
 Cut = TypeVar("Cut")
 
 
@@ -69,13 +70,13 @@ class Point:
     within: bool
 
 
-def bisect(
+def largest_within(
     budget: Budget,
     unpruned: nn.Module,
     most: float,
     cut: Callable[[float], tuple[Cut, nn.Module, float]],
 ) -> tuple[Cut, tuple[Point, ...]]:
-    """Return the largest cut within the budget, and all that were tried, by what they remove.
+    """Return the largest cut within the budget, by bisection, and all that were tried, by what they remove.
 
     Args:
         budget: what it may cost.

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Generic
 
-import numpy as np
 import torch
-from torch import nn
 
 from d2prune.adapters import TraceInput
-from d2prune.core.calibrate.moments import Statistics
 from d2prune.core.cut.coverage import UNREACHED, coverage
 from d2prune.core.cut.proof import MisfitError
-from d2prune.core.cut.repair import Repaired, repair
-from d2prune.core.cut.spec import PruneSpec
-from d2prune.core.plan.criteria import Criterion, rank_groups
+from d2prune.core.plan.criteria import Criterion
 from d2prune.core.plan.limits import Limits, limits_of
-from d2prune.core.plan.planner import TOLERANCE, check, fraction_removed, plan
-from d2prune.core.plan.ranking import Ranking, Sensitivity, by_score, sensitivity
+from d2prune.core.plan.planner import check, most_removed
 from d2prune.core.plan.review import Review, decide
-from d2prune.core.types import Coverage, Group, Proof, PrunePlan, Request, Totals
+from d2prune.core.types import Coverage, Group, Proof, Request
 from d2prune.errors import MISFITS, PruneError, told
 from d2prune.pruning.bisect import without_misfits
-from d2prune.pruning.budget import Budget, Point, bisect
+from d2prune.pruning.budget import Budget, Point, largest_within
 from d2prune.pruning.calibration import Data, losses_of, statistics_of
 from d2prune.pruning.checks import check_inputs, check_model, check_repeatable
 from d2prune.pruning.choosing import Judge, Tried, Way, held_out, ways
-from d2prune.pruning.cutting import cut_by_plan, misfit
+from d2prune.pruning.cutter import Cut, Cutter
 from d2prune.pruning.measuring import find_groups, measure_model
 from d2prune.pruning.proving import proof_of
 from d2prune.pruning.result import Model, PruneResult, Repair
@@ -80,23 +72,6 @@ def prune_model(
             groups = remaining
 
 
-@dataclass(frozen=True, eq=False)
-class _Cut(Generic[Model]):
-    """A plan carried out, and repaired where there are statistics."""
-
-    way: Way
-    rankings: tuple[Ranking, ...]
-    limits: tuple[Limits, ...]
-    plan: PrunePlan
-    spec: PruneSpec
-    unrepaired: Model
-    after: Totals
-    reached: float
-    reference: Model
-    model: Model
-    layers: tuple[Repaired, ...]
-
-
 class _Run(Generic[Model]):
     """One prune, and what stays the same if some groups turn out to be fixed."""
 
@@ -119,8 +94,7 @@ class _Run(Generic[Model]):
         if data is not None and len(choices) > 1:
             self.data, last = held_out(data)
             self.judge = Judge(model, last, trace_input, self.losses)
-        self.statistics: Statistics | None = None
-        self.ranked: dict[str, dict[str, Ranking | None]] = {}
+        self.cutter: Cutter[Model] | None = None
 
     def pruned(self, groups: tuple[Group, ...]) -> PruneResult[Model]:
         """Prune these groups.
@@ -130,17 +104,17 @@ class _Run(Generic[Model]):
         """
         names = [name for name, _ in self.model.named_modules()]
         limits = limits_of(groups, self.choices[0].request, names)
-        self._calibrate([group for group, limit in zip(groups, limits, strict=True) if not limit.reason])
+        free = [group for group, limit in zip(groups, limits, strict=True) if not limit.reason]
+        self.cutter = cutter = self.cutter or self._calibrated(free)
         curve: tuple[Point, ...] = ()
         if self.budget is None:
-            cut, tried = self._best(self.choices, groups, limits)
+            cut, tried = self._best(cutter, self.choices, groups, limits)
         else:
-            cut, tried, curve = self._within(self.budget, groups, limits)
+            cut, tried, curve = self._within(cutter, self.budget, groups, limits)
         if self.review is not None:
             request = cut.way.request
-            cut = self._carried_out(cut.way, cut.rankings, cut.limits, decide(
-                cut.plan, cut.rankings, cut.limits, self.costs, request, self.review
-            ))  # fmt: skip
+            decided = decide(cut.plan, cut.rankings, cut.limits, self.costs, request, self.review)
+            cut = cutter.by_plan(cut, decided)
         else:
             _warn_missed(cut.way.request, cut.reached)
         proof = self._proof(self.model, cut.unrepaired, cut)
@@ -148,11 +122,11 @@ class _Run(Generic[Model]):
         _warn_unreached(rows)
         repaired = None
         if cut.reference is not self.model:
-            assert self.statistics is not None, "the repair was made by it"
+            assert cutter.statistics is not None, "the repair was made by it"
             for layer in (layer for layer in cut.layers if layer.reason):
                 logger.warning("%s is not repaired: %s", layer.layer, layer.reason)
             proved = self._proof(cut.reference, cut.model, cut)
-            repaired = Repair(cut.layers, self.statistics.batches, proved)
+            repaired = Repair(cut.layers, cutter.statistics.batches, proved)
         return PruneResult(
             model=cut.model,
             spec=spec_of_model(cut.model) or cut.spec,
@@ -166,46 +140,46 @@ class _Run(Generic[Model]):
             plan=cut.plan,
             repair=repaired,
             tried=tried,
-            sensitivities=_sensitivities(cut),
+            sensitivities=cut.sensitivities,
             curve=curve,
             reference=cut.reference,
         )
 
     def _within(
-        self, budget: Budget, groups: tuple[Group, ...], limits: Sequence[Limits]
-    ) -> tuple[_Cut[Model], tuple[Tried, ...], tuple[Point, ...]]:
+        self, cutter: Cutter[Model], budget: Budget, groups: tuple[Group, ...], limits: Sequence[Limits]
+    ) -> tuple[Cut[Model], tuple[Tried, ...], tuple[Point, ...]]:
         """Return the largest cut within the budget; the way is chosen at the first amount that is tried."""
         choices: tuple[Way, ...] = self.choices
         tried: tuple[Tried, ...] = ()
 
-        def cut(amount: float) -> tuple[_Cut[Model], Model, float]:
+        def cut(amount: float) -> tuple[Cut[Model], Model, float]:
             nonlocal choices, tried
-            found, ways = self._best([way.with_amount(amount) for way in choices], groups, limits)
+            found, ways = self._best(cutter, [way.with_amount(amount) for way in choices], groups, limits)
             choices, tried = (found.way,), tried or ways
             return found, found.model, found.reached
 
-        gone = [
-            0 if limit.reason else group.units - limit.allowed_units[-1]
-            for group, limit in zip(groups, limits, strict=True)
-        ]
-        most = fraction_removed(groups, limits, self.costs, choices[0].request.target, gone)
-        best, curve = bisect(budget, self.model, most, cut)
+        most = most_removed(groups, limits, self.costs, choices[0].request.target)
+        best, curve = largest_within(budget, self.model, most, cut)
         return best, tried, curve
 
     def _best(
-        self, choices: Sequence[Way], groups: tuple[Group, ...], limits: Sequence[Limits]
-    ) -> tuple[_Cut[Model], tuple[Tried, ...]]:
+        self,
+        cutter: Cutter[Model],
+        choices: Sequence[Way],
+        groups: tuple[Group, ...],
+        limits: Sequence[Limits],
+    ) -> tuple[Cut[Model], tuple[Tried, ...]]:
         """Cut in every way, and return the cut that costs least."""
         if len(choices) == 1 or self.judge is None:
-            return self._cut(choices[0], groups, limits), ()
-        best: _Cut[Model] | None = None
+            return cutter.cut(choices[0], groups, limits), ()
+        best: Cut[Model] | None = None
         tried: list[Tried] = []
         refused: list[PruneError] = []
         for way in choices:
             if way.criterion.needs == "loss" and self.losses is None:
                 continue
             try:
-                cut = self._cut(way, groups, limits)
+                cut = cutter.cut(way, groups, limits)
             except MisfitError:
                 raise
             except PruneError as error:  # one way may not reach the amount where another does
@@ -225,88 +199,31 @@ class _Run(Generic[Model]):
         )
         return best, tuple(tried)
 
-    def _calibrate(self, free: Sequence[Group]) -> None:
-        """Collect the statistics that criteria and repair need, once.
+    def _calibrated(self, free: Sequence[Group]) -> Cutter[Model]:
+        """Return a cutter with the statistics that criteria and repair need.
 
         Raises:
             PruneError: if the criterion needs a loss, and there is none.
         """
-        needs = {way.criterion.needs for way in self.choices}
-        if self.statistics is not None or self.data is None or not (any(needs) or self.data.repair):
-            return
+        needs, data = {way.criterion.needs for way in self.choices}, self.data
         if needs == {"loss"} and self.losses is None:
             raise PruneError(
                 "this MODEL.PRUNING.CRITERION needs the gradients of a loss: give prune(loss=...), or "
                 "batches with labels",
                 keys=("MODEL.PRUNING.CRITERION",),
             )
-        gates = "loss" in needs
-        self.statistics = statistics_of(self.model, free, self.trace_input, self.data, self.losses, gates)
+        statistics, repairs = None, data is not None and bool(data.repair)
+        if data is not None and (any(needs) or repairs):
+            gates = "loss" in needs
+            statistics = statistics_of(self.model, free, self.trace_input, data, self.losses, gates)
+        return Cutter(self.model, self.trace_input, self.costs, statistics, repairs)
 
-    def _cut(self, way: Way, groups: tuple[Group, ...], limits: Sequence[Limits]) -> _Cut[Model]:
-        """Plan, cut and repair in one way, so that the measured cost is the requested one."""
-        rankings, limits = self._rank(way, groups, limits)
-        asked = request = way.request
-        for _ in range(ROUNDS):
-            decided = plan(groups, rankings, limits, self.costs, asked)
-            cut = self._carried_out(way, rankings, limits, decided)
-            if min(abs(cut.reached - decided.reached), abs(cut.reached - request.amount)) <= TOLERANCE:
-                break
-            # Some products of activations became cheaper than the layers' widths predicted.
-            asked = dataclasses.replace(asked, amount=asked.amount * request.amount / cut.reached)
-        return cut
-
-    def _rank(
-        self, way: Way, groups: Sequence[Group], limits: Sequence[Limits]
-    ) -> tuple[tuple[Ranking, ...], tuple[Limits, ...]]:
-        """Return the groups' rankings, and the limits, which leave groups whole that can't be ranked."""
-        name = way.request.criterion
-        if name not in self.ranked:
-            whole = [group for group, limit in zip(groups, limits, strict=True) if limit.reason]
-            found = rank_groups(self.model, groups, way.criterion, whole, self.statistics)
-            self.ranked[name] = {group.name: r for group, r in zip(groups, found, strict=True)}
-        why = f"what reads its channels was not measured, which CRITERION '{name}' needs"
-        rankings = [self.ranked[name][group.name] for group in groups]
-        nothing = [by_score(np.zeros(group.units)) for group in groups]
-        return (
-            tuple(ranking or zeros for ranking, zeros in zip(rankings, nothing, strict=True)),
-            tuple(li if r is not None else Limits(why) for li, r in zip(limits, rankings, strict=True)),
-        )
-
-    def _carried_out(
-        self, way: Way, rankings: tuple[Ranking, ...], limits: tuple[Limits, ...], decided: PrunePlan
-    ) -> _Cut[Model]:
-        """Carry out a plan, and repair what it took from."""
-        spec, cut = cut_by_plan(self.model, decided, self.trace_input)
-        after = _measure_pruned(cut, self.trace_input)
-        reached = _saved(self.costs.totals, after, way.request, decided.reached)
-        reference, pruned = self.model, cut
-        layers: tuple[Repaired, ...] = ()
-        if self.statistics is not None and self.data is not None and self.data.repair:
-            reference = copy.deepcopy(self.model)
-            layers = repair(reference, decided, self.statistics)
-            pruned = prune_further(copy.deepcopy(reference), spec)
-        return _Cut(way, rankings, limits, decided, spec, cut, after, reached, reference, pruned, layers)
-
-    def _proof(self, model: Model, pruned: Model, cut: _Cut[Model]) -> Proof | None:
+    def _proof(self, model: Model, pruned: Model, cut: Cut[Model]) -> Proof | None:
         if not self.prove:
             return None
         # Factors on weights are exact in float64 only, so for the proof they are applied in it.
         exact = prune_further(copy.deepcopy(model).double(), cut.spec) if cut.spec.scales else pruned
         return proof_of(model, exact, cut.plan, cut.spec, self.trace_input)
-
-
-def _sensitivities(cut: _Cut[Any]) -> tuple[Sensitivity, ...]:
-    rows = zip(cut.plan.groups, cut.rankings, cut.limits, cut.plan.kept, strict=True)
-    return tuple(sensitivity(g.name, ranking, len(kept)) for g, ranking, li, kept in rows if not li.reason)
-
-
-def _saved(before: Totals, after: Totals, request: Request, planned: float) -> float:
-    """Return the removed fraction of the target's cost, as measured; for channels, as planned."""
-    if request.target == "channels":
-        return planned
-    old, new = (getattr(totals, request.target) for totals in (before, after))
-    return 1 - float(new) / float(old)
 
 
 def _warn_missed(request: Request, reached: float) -> None:
@@ -329,10 +246,3 @@ def _warn_unreached(rows: Sequence[Coverage]) -> None:
             len(names),
             ", ".join(names[:5]) + (", ..." if len(names) > 5 else ""),
         )
-
-
-def _measure_pruned(pruned: nn.Module, trace_input: TraceInput) -> Totals:
-    try:
-        return measure_model(pruned, trace_input).totals
-    except MISFITS as error:
-        raise misfit(error) from error

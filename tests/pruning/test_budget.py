@@ -9,7 +9,7 @@ from torch import nn
 
 from d2prune.errors import PruneError
 from d2prune.pruning import prune
-from d2prune.pruning.budget import Budget, bisect
+from d2prune.pruning.budget import Budget, largest_within
 from tests.each import each
 from tests.plain_net import X, net
 
@@ -26,7 +26,7 @@ class Cut(nn.Module):
 
 def bisected(points, loss, most=0.9):
     budget = Budget(points, lambda cut: {"a": 60 - loss(cut.amount), "b": 70.0})
-    return bisect(budget, Cut(0.0), most, lambda amount: (amount, Cut(amount), amount))
+    return largest_within(budget, Cut(0.0), most, lambda amount: (amount, Cut(amount), amount))
 
 
 def test_the_largest_cut_within_the_budget_is_found():

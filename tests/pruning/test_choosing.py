@@ -12,7 +12,7 @@ from torch import nn
 from d2prune.adapters import TraceInput
 from d2prune.core.types import Request
 from d2prune.errors import PruneError
-from d2prune.pruning import choosing, prune, run
+from d2prune.pruning import choosing, cutter, prune
 from d2prune.pruning.calibration import Data
 from tests.plain_net import X, net
 
@@ -81,14 +81,14 @@ def test_a_way_that_is_given_is_not_compared():
 
 
 def test_a_way_that_cannot_reach_the_amount_is_passed_over(monkeypatch):
-    plan = run.plan
+    plan = cutter.plan
 
     def refusing(groups, rankings, limits, costs, request):
         if request.allocation == "per_cost":
             raise PruneError("AMOUNT can't be reached")
         return plan(groups, rankings, limits, costs, request)
 
-    monkeypatch.setattr(run, "plan", refusing)
+    monkeypatch.setattr(cutter, "plan", refusing)
     result = prune(net(), 0.5, example_inputs=X, data=BATCHES)
     assert [one.allocation for one in result.tried] == ["global", "uniform"]
 

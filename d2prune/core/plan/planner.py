@@ -113,6 +113,18 @@ def fraction_removed(
     return state.removed()
 
 
+def most_removed(groups: Sequence[Group], limits: Sequence[Limits], costs: CostModel, target: str) -> float:
+    """Return the largest fraction of the target's cost that the limits let go; fixed ratios stay."""
+    gone = [_most(group, limit) for group, limit in zip(groups, limits, strict=True)]
+    return fraction_removed(groups, limits, costs, target, gone)
+
+
+def _most(group: Group, limit: Limits) -> int:
+    if limit.reason:
+        return 0
+    return group.units - (limit.allowed_units[-1] if limit.keep is None else limit.keep)
+
+
 @dataclass(order=True)
 class _Chunk:
     key: float
@@ -123,7 +135,7 @@ class _Chunk:
 def _spend(state: _State, request: Request) -> None:
     """Remove chunks until ``request.amount`` is reached, ending as near to it as chunks allow."""
     free = [g for g, limit in enumerate(state.limits) if not limit.reason and limit.keep is None]
-    _check_reach(state, free, request)
+    _check_reach(state, request)
     key = ALLOCATIONS[request.allocation]
 
     def chunk(g: int, ahead: int = AHEAD) -> _Chunk | None:
@@ -199,13 +211,8 @@ def _approach(state: _State, free: Sequence[int], amount: float) -> None:
         state.remove_all(best[2])
 
 
-def _check_reach(state: _State, free: Sequence[int], request: Request) -> None:
-    before = list(state.gone)
-    for g in free:
-        state.remove(g, state.groups[g].units - state.limits[g].allowed_units[-1])
-    most = state.removed()
-    for g in free:
-        state.remove(g, before[g])
+def _check_reach(state: _State, request: Request) -> None:
+    most = most_removed(state.groups, state.limits, state.costs, request.target)
     if most < request.amount - 0.01:
         raise PruneError(
             f"AMOUNT {request.amount} of {request.target} can't be reached: at most "
