@@ -31,9 +31,9 @@ def steps(out: str, control: bool) -> list[tuple[str, str]]:
          f"tools/export_model.py --config-file {out}/pruned.yaml --format onnx --output {out}/onnx"),
     ]  # fmt: skip
     if control:
-        train = "tools/train_control.py --config-file"
+        train_on = "tools/train_control.py --config-file"
         tasks.insert(3, ("train the unpruned baseline for as long, as the control",
-                         f"{train} {FINETUNE} --report {out} SOLVER.BASE_LR 0.001 "
+                         f"{train_on} {FINETUNE} --report {out} SOLVER.BASE_LR 0.001 "
                          f"MODEL.WEIGHTS {BASELINE} OUTPUT_DIR {out}/control"))  # fmt: skip
     return tasks
 

@@ -84,11 +84,16 @@ def measure_entry(entry: Entry, amount: float = 0.5) -> Row:
     row.macs = 1 - result.after.macs / result.before.macs
     row.params = 1 - result.after.params / result.before.params
     row.error, row.control, row.exact = result.proof.error, result.proof.control_error, result.proof.exact
-    row.peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts KiB
+    row.peak_gb = peak_gb()
     row.runs = attempt(lambda: run(entry, result.model))
     row.reloads = attempt(lambda: _reload(entry, result))
     row.trains = attempt(lambda: train(entry, result.model))
     return row
+
+
+def peak_gb() -> float:
+    """Return the resident memory of this process, at most, in 10^9 bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts KiB
 
 
 def lively(model: nn.Module) -> nn.Module:

@@ -1,8 +1,7 @@
-"""MODEL.PRUNING.BUDGET: what it says."""
+"""MODEL.PRUNING.BUDGET, measured by a trainer's evaluation."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from d2prune.engine.config_format import YAML, ConfigFormat
+from d2prune.engine.settings import budget_from_cfg
 from d2prune.errors import PruneError
 from d2prune.pruning.budget import Budget
 from d2prune.report.record import average_precision
@@ -24,21 +24,15 @@ def budget_of(cfg: CfgNode, test: Test, config_format: ConfigFormat = YAML) -> B
     Raises:
         PruneError: for a BUDGET that is not like "0.5 AP" or "0.5 AP on NAME", and with several processes.
     """
-    text = cfg.MODEL.PRUNING.BUDGET
-    if not text:
+    asked = budget_from_cfg(cfg)
+    if asked is None:
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*AP(?:\s+on\s+(\S+))?\s*", text)
-    if found is None:
-        raise PruneError(
-            f"MODEL.PRUNING.BUDGET is {text!r}; expected points of AP that may be lost, as '0.5 AP' or "
-            "'0.5 AP on NAME', or ''",
-            keys=("MODEL.PRUNING.BUDGET",),
-        )
     if comm.get_world_size() > 1:
         raise PruneError(
-            f"MODEL.PRUNING.BUDGET is {text!r}, which takes one process, not {comm.get_world_size()}: prune "
-            "with one, then fine-tune with all",
+            f"MODEL.PRUNING.BUDGET is {cfg.MODEL.PRUNING.BUDGET!r}, which takes one process, not "
+            f"{comm.get_world_size()}: prune with one, then fine-tune with all",
             keys=("MODEL.PRUNING.BUDGET",),
         )
-    judged = config_format.held_out(cfg, found[2] or "")
-    return Budget(float(found[1]), lambda model: average_precision(test(judged, model)))
+    points, data_set = asked
+    judged = config_format.held_out(cfg, data_set)
+    return Budget(points, lambda model: average_precision(test(judged, model)))

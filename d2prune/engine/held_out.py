@@ -6,6 +6,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from d2prune.engine.settings import budget_from_cfg
 from d2prune.errors import PruneError
 
 IMAGES = 200
@@ -53,9 +54,8 @@ def _register_held_out(cfg: CfgNode) -> str:
 
 
 def held_out_files(cfg: CfgNode) -> frozenset[str]:
-    """Return the files of the images that BUDGET is measured on, if they are of DATASETS.TRAIN."""
-    if not cfg.MODEL.PRUNING.BUDGET or not cfg.DATASETS.TRAIN:
+    """Return the files of the images of the training set that BUDGET is measured on."""
+    budget = budget_from_cfg(cfg)
+    if budget is None or budget[1]:
         return frozenset()
-    name = f"{cfg.DATASETS.TRAIN[0]}_held_out"
-    records = DatasetCatalog.get(name) if name in DatasetCatalog.list() else []
-    return frozenset(record["file_name"] for record in records)
+    return frozenset(record["file_name"] for record in DatasetCatalog.get(_register_held_out(cfg)))

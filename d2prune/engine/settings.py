@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -48,6 +49,25 @@ def _ratio(row: Any) -> tuple[str, float]:
             f"MODEL.PRUNING.RATIOS has the row {row!r}; expected [pattern, fraction of channels]",
             keys=("MODEL.PRUNING.RATIOS",),
         ) from error
+
+
+def budget_from_cfg(cfg: CfgNode) -> tuple[float, str] | None:
+    """Read BUDGET as points of AP and the data set to measure on, which may be empty; None without a budget.
+
+    Raises:
+        PruneError: if it is not like "0.5 AP" or "0.5 AP on NAME".
+    """
+    text = cfg.MODEL.PRUNING.BUDGET
+    if not text:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*AP(?:\s+on\s+(\S+))?\s*", text)
+    if found is None:
+        raise PruneError(
+            f"MODEL.PRUNING.BUDGET is {text!r}; expected points of AP that may be lost, as '0.5 AP' or "
+            "'0.5 AP on NAME', or ''",
+            keys=("MODEL.PRUNING.BUDGET",),
+        )
+    return float(found[1]), found[2] or ""
 
 
 def input_size(cfg: CfgNode, model: nn.Module) -> tuple[int, int]:

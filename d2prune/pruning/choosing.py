@@ -145,6 +145,7 @@ class Judge:
         least = LEAST * sum(self._unpruned.values())
         means = self._means(pruned)
         losses = [means[name] / max(value, least, 1e-12) for name, value in self._unpruned.items()]
+        # The unpruned model runs anew each time: all its outputs would take more memory than the model.
         changes = [_change(self._model, pruned, batch, self._trace_input) for batch in self._batches]
         return _mean(losses or [1.0]), _mean(changes)
 

@@ -14,6 +14,7 @@ from d2prune.checkpoint import build_from_cfg
 from d2prune.engine.settings import FINAL_FILE, trace_input_from_cfg
 from d2prune.errors import PruneError
 from d2prune.pruning import find_groups
+from d2prune.pruning.budget import Scores
 from d2prune.recipes.changes import changes_between
 from d2prune.recipes.execution import keys_of, request_of
 from d2prune.recipes.recipe import Recipe, Step, narrowed
@@ -22,7 +23,6 @@ from d2prune.report.record import BASELINE, FINE_TUNED, PRUNED, Stage, read_repo
 from d2prune.report.table import MISSING, aligned, quantity, signed
 
 logger = logging.getLogger(__name__)
-Scores = Mapping[str, float]
 
 
 class _Trainer(Protocol):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from d2prune.core.plan.ranking import Sensitivity
@@ -146,10 +147,7 @@ def lines(sensitivities: Sequence[Sensitivity]) -> list[Line]:
 
 
 def _error_at(one: Sensitivity, gone: float) -> float:
-    steps = len(one.errors) - 1
-    place = min(int(gone * steps), steps - 1)
-    share = gone * steps - place
-    return one.errors[place] * (1 - share) + one.errors[place + 1] * share
+    return float(np.interp(gone, np.linspace(0, 1, len(one.errors)), one.errors))
 
 
 def _height(error: float, most: float) -> float:

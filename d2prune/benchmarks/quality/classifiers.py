@@ -16,9 +16,9 @@ from torchvision.models import ResNet, VisionTransformer
 from torchvision.models.resnet import Bottleneck
 
 from d2prune.adapters import TraceInput
-from d2prune.benchmarks.quality.family import Scores
 from d2prune.data.sources import load_digits
 from d2prune.files import atomic_write
+from d2prune.pruning.budget import Scores
 from d2prune.pruning.calibration import Losses
 
 BATCH, IMAGES, EPOCHS = 64, 512, 30

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from d2prune.adapters import TraceInput
-from d2prune.benchmarks.quality.family import Scores
-from d2prune.checkpoint import PruningCheckpointer
+from d2prune.checkpoint import build_from_cfg
 from d2prune.config import get_cfg, read_config
 from d2prune.engine.calibration import calibration_data
 from d2prune.engine.settings import FINAL_FILE, trace_input_from_cfg
 from d2prune.errors import PruneError
+from d2prune.pruning.budget import Scores
 from d2prune.pruning.calibration import Losses
 from d2prune.report.record import average_precision
 
@@ -34,29 +34,28 @@ class Detector:
         config: the file that the model was trained by.
         trainer: a trainer class with loader, optimizer and evaluator.
         weights: the trained model; by default OUTPUT_DIR's last one.
-        opts: further KEY VALUE pairs.
     """
 
     name: str
     config: str
     trainer: type[DefaultTrainer]
     weights: str = ""
-    opts: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.cfg: CfgNode = read_config(get_cfg(), self.config, self.opts)
+        self.cfg: CfgNode = read_config(get_cfg(), self.config, [])
+        self.cfg.defrost()
+        self.cfg.MODEL.WEIGHTS = self.weights or str(Path(self.cfg.OUTPUT_DIR) / FINAL_FILE)
+        self.cfg.freeze()
         self.round_to: int = self.cfg.MODEL.PRUNING.ROUND_TO
 
     def load(self) -> nn.Module:
         """See :meth:`Family.load`."""
-        weights = self.weights or str(Path(self.cfg.OUTPUT_DIR) / FINAL_FILE)
+        weights = self.cfg.MODEL.WEIGHTS
         if not Path(weights).is_file():
             raise PruneError(
                 f"'{weights}' is not there: train it with tools/train_net.py --config-file {self.config}"
             )
-        model: nn.Module = self.trainer.build_model(self.cfg)
-        PruningCheckpointer(model).load(weights, checkpointables=[])
-        return model.eval()
+        return build_from_cfg(self.cfg, self.trainer.build_model)
 
     def trace_input(self, model: nn.Module) -> TraceInput:
         """See :meth:`Family.trace_input`."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import nn
 
 from d2prune.adapters import TraceInput
+from d2prune.pruning.budget import Scores
 from d2prune.pruning.calibration import Losses
-
-Scores = Mapping[str, float]
-"""By the metric's name, in percent; the larger the better."""
 
 
 class Family(Protocol):
@@ -39,7 +36,7 @@ class Family(Protocol):
         """Return images of the training set to calibrate on, and their loss; None takes the adapter's."""
 
     def evaluate(self, model: nn.Module) -> Scores:
-        """Return the model's scores on the test set."""
+        """Return the model's scores on the test set, in percent."""
 
     def tune(self, model: nn.Module, iterations: int, seed: int) -> nn.Module:
         """Train a copy of the model, pruned or not, and return it."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from d2prune.benchmarks.quality.family import Family
 from d2prune.benchmarks.quality.table import markdown
-from d2prune.benchmarks.quality.trial import BASELINE, Trial, baseline, try_method
+from d2prune.benchmarks.quality.trial import Trial, baseline, try_method
+from d2prune.report.record import BASELINE
 
 TRIALS, TABLE = "trials.jsonl", "quality.md"
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 
-from d2prune.benchmarks.quality.family import Scores
-from d2prune.benchmarks.quality.trial import BASELINE, Trial
+from d2prune.benchmarks.quality.trial import Trial
+from d2prune.pruning.budget import Scores
+from d2prune.report.record import BASELINE
 
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Two-sided 95% quantiles of Student's t, by the number of trials."""
@@ -18,13 +20,10 @@ def markdown(trials: Sequence[Trial]) -> str:
         "| model | method | MACs | at once | of the baseline's | iterations | trained | seeds | s |",
         "|" + "---|" * 9,
     ]
-    keys = dict.fromkeys((t.family, t.method, t.amount, t.iterations) for t in trials)
-    for family, method, amount, iterations in keys:
-        same = [
-            t
-            for t in trials
-            if (t.family, t.method, t.amount, t.iterations) == (family, method, amount, iterations)
-        ]
+    rows: dict[tuple[str, str, float, int], list[Trial]] = defaultdict(list)
+    for trial in trials:
+        rows[trial.family, trial.method, trial.amount, trial.iterations].append(trial)
+    for (family, method, amount, iterations), same in rows.items():
         whole = [t.cut for t in trials if t.family == family and t.method == BASELINE]
         if same[0].refused:
             lines.append(f"| {family} | {method} | −{amount:.0%} | refused: {same[0].refused} |" + " |" * 5)

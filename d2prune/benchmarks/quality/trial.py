@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from dataclasses import dataclass, field
 
 import torch
 
-from d2prune.benchmarks.quality.family import Family, Scores
+from d2prune.benchmarks.quality.family import Family
 from d2prune.benchmarks.quality.methods import METHODS
+from d2prune.benchmarks.row import peak_gb
 from d2prune.core.types import Request
 from d2prune.errors import PruneError
 from d2prune.pruning import prune_model
+from d2prune.pruning.budget import Scores
 from d2prune.pruning.calibration import Data
-
-BASELINE = "baseline"
+from d2prune.report.record import BASELINE
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,6 @@ def try_method(family: Family, method: str, amount: float, seed: int, iterations
         tuned=family.evaluate(tuned) if tuned is not None else {},
         iterations=iterations,
         seconds=seconds,
-        peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,  # Linux counts KiB
+        peak_gb=peak_gb(),
         exact=all(proof is not None and proof.exact for proof in proofs),
     )
