@@ -69,7 +69,7 @@ class Classifier:
         images, labels = _pairs("val")
         return {"accuracy": 100 * float((model.eval()(images).argmax(1) == labels).float().mean())}
 
-    def tune(self, model: nn.Module, iterations: int, seed: int) -> nn.Module:
+    def tune(self, model: nn.Module, iterations: int, seed: int, *, pruned: bool = True) -> nn.Module:
         """See :meth:`Family.tune`."""
         model = copy.deepcopy(model).train()
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)

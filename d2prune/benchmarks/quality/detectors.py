@@ -23,6 +23,7 @@ from d2prune.pruning.calibration import Losses
 from d2prune.report.record import average_precision
 
 WARMUP = 50  # iterations
+UNPRUNED_RATE = 0.5
 
 
 @dataclass
@@ -34,12 +35,14 @@ class Detector:
         config: the file that the model was trained by.
         trainer: a trainer class with loader, optimizer and evaluator.
         weights: the trained model; by default OUTPUT_DIR's last one.
+        rate: learning rate after a prune, in multiples of the training's; the unpruned control takes half.
     """
 
     name: str
     config: str
     trainer: type[DefaultTrainer]
     weights: str = ""
+    rate: float = 1.0
 
     def __post_init__(self) -> None:
         self.cfg: CfgNode = read_config(get_cfg(), self.config, [])
@@ -72,12 +75,12 @@ class Detector:
         """See :meth:`Family.evaluate`: AP by task."""
         return average_precision(self.trainer.test(self.cfg, model))
 
-    def tune(self, model: nn.Module, iterations: int, seed: int) -> nn.Module:
-        """See :meth:`Family.tune`; at half the learning rate of the training, annealed."""
+    def tune(self, model: nn.Module, iterations: int, seed: int, *, pruned: bool = True) -> nn.Module:
+        """See :meth:`Family.tune`; the learning rate is annealed."""
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS = iterations, WARMUP
-        cfg.SOLVER.BASE_LR *= 0.5
+        cfg.SOLVER.BASE_LR *= self.rate if pruned else UNPRUNED_RATE
         seed_all_rng(seed)
         model = copy.deepcopy(model).train()
         optimizer = self.trainer.build_optimizer(cfg, model)

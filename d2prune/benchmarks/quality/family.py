@@ -38,5 +38,5 @@ class Family(Protocol):
     def evaluate(self, model: nn.Module) -> Scores:
         """Return the model's scores on the test set, in percent."""
 
-    def tune(self, model: nn.Module, iterations: int, seed: int) -> nn.Module:
-        """Train a copy of the model, pruned or not, and return it."""
+    def tune(self, model: nn.Module, iterations: int, seed: int, *, pruned: bool = True) -> nn.Module:
+        """Train a copy of the model, pruned or not, each in the way that is best for it; return the copy."""

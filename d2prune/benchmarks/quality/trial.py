@@ -63,7 +63,7 @@ def baseline(family: Family, seed: int, iterations: int = 0) -> Trial:
     """Evaluate the unpruned model and, with ``iterations``, the control: the same, trained on."""
     model = family.load()
     cut = family.evaluate(model)
-    tuned = family.evaluate(family.tune(model, iterations, seed)) if iterations else {}
+    tuned = family.evaluate(family.tune(model, iterations, seed, pruned=False)) if iterations else {}
     return Trial(family.name, BASELINE, seed=seed, cut=cut, tuned=tuned, iterations=iterations)
 
 
