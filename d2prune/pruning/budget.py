@@ -99,6 +99,8 @@ def largest_within(
         logger.info("%.1f%% removed: %.2f points lost, %g allowed", 100 * reached, lost, budget.points)
         if lost <= budget.points:
             low, best = amount, found
+            if reached < amount - STEP:  # this way to prune can remove no more
+                break
         else:
             high = amount
     if best is None:

@@ -24,6 +24,8 @@ HELD_OUT = 6
 """One in so many batches is kept apart, to choose by."""
 LEAST = 0.01
 """A loss counts as no smaller than this share of all together, lest one near zero decide alone."""
+COLLAPSE = 0.6
+"""A change of outputs above which little accuracy is left; see docs/quality.md."""
 MEASURED = ("reconstruction", "fisher")
 SHARED_OUT = ("per_cost", "global", "uniform")
 

@@ -18,7 +18,7 @@ from d2prune.core.cut.spec import PruneSpec
 from d2prune.core.plan.costs import CostModel
 from d2prune.core.plan.criteria import rank_groups
 from d2prune.core.plan.limits import Limits
-from d2prune.core.plan.planner import TOLERANCE, plan
+from d2prune.core.plan.planner import TOLERANCE, most_removed, plan
 from d2prune.core.plan.ranking import Ranking, Sensitivity, by_score, sensitivity
 from d2prune.core.types import Group, PrunePlan, Request, Totals
 from d2prune.errors import MISFITS
@@ -94,6 +94,11 @@ class Cutter(Generic[Model]):
             # Some products of activations became cheaper than the layers' widths predicted.
             asked = dataclasses.replace(asked, amount=asked.amount * request.amount / cut.reached)
         return self._repaired(cut)
+
+    def most(self, way: Way, groups: tuple[Group, ...], limits: Sequence[Limits]) -> float:
+        """Return the largest fraction of the target's cost that this way can remove."""
+        _, limits = self._rank(way, groups, limits)
+        return most_removed(groups, limits, self._costs, way.request.target)
 
     def by_plan(self, cut: Cut[Model], decided: PrunePlan) -> Cut[Model]:
         """Cut by another plan for the same groups, and repair."""

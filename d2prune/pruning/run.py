@@ -14,7 +14,7 @@ from d2prune.core.cut.coverage import UNREACHED, coverage
 from d2prune.core.cut.proof import MisfitError
 from d2prune.core.plan.criteria import Criterion
 from d2prune.core.plan.limits import Limits, limits_of
-from d2prune.core.plan.planner import check, most_removed
+from d2prune.core.plan.planner import check
 from d2prune.core.plan.review import Review, decide
 from d2prune.core.types import Coverage, Group, Proof, Request
 from d2prune.errors import MISFITS, PruneError, told
@@ -22,7 +22,7 @@ from d2prune.pruning.bisect import without_misfits
 from d2prune.pruning.budget import Budget, Point, largest_within
 from d2prune.pruning.calibration import Data, losses_of, statistics_of
 from d2prune.pruning.checks import check_inputs, check_model, check_repeatable
-from d2prune.pruning.choosing import Judge, Tried, Way, held_out, ways
+from d2prune.pruning.choosing import COLLAPSE, Judge, Tried, Way, held_out, ways
 from d2prune.pruning.cutter import Cut, Cutter
 from d2prune.pruning.measuring import find_groups, measure_model
 from d2prune.pruning.proving import proof_of
@@ -30,7 +30,6 @@ from d2prune.pruning.result import Model, PruneResult, Repair
 from d2prune.rebuild import prune_further, spec_of_model
 
 logger = logging.getLogger(__name__)
-ROUNDS = 4  # plans made, at most, until the measured cost is the requested one
 
 
 @torch.inference_mode(False)  # else the new model could not be traced, nor trained
@@ -154,11 +153,13 @@ class _Run(Generic[Model]):
 
         def cut(amount: float) -> tuple[Cut[Model], Model, float]:
             nonlocal choices, tried
+            if len(choices) == 1:  # it may not be able to remove as much as the best
+                amount = min(amount, cutter.most(choices[0], groups, limits))
             found, ways = self._best(cutter, [way.with_amount(amount) for way in choices], groups, limits)
             choices, tried = (found.way,), tried or ways
             return found, found.model, found.reached
 
-        most = most_removed(groups, limits, self.costs, choices[0].request.target)
+        most = max(cutter.most(way, groups, limits) for way in choices)
         best, curve = largest_within(budget, self.model, most, cut)
         return best, tried, curve
 
@@ -197,6 +198,7 @@ class _Run(Generic[Model]):
         logger.info(
             "%s is the best on %d batches (loss and change of outputs: %s)", best.way, len(self.judge), costs
         )
+        _warn_collapse(best, min(tried, key=lambda one: one.cost))
         return best, tuple(tried)
 
     def _calibrated(self, free: Sequence[Group]) -> Cutter[Model]:
@@ -232,6 +234,15 @@ def _warn_missed(request: Request, reached: float) -> None:
         logger.warning(
             "AMOUNT %s of %s: reached %.3f, %+.3f off; %s of the groups and ROUND_TO %d: no nearer found",
             request.amount, request.target, reached, reached - request.amount, held, request.round_to,
+        )  # fmt: skip
+
+
+def _warn_collapse(cut: Cut[Model], found: Tried) -> None:
+    if found.change > COLLAPSE:
+        logger.warning(
+            "%.0f%% less %s: the outputs differ from the unpruned model's by %.2f of their variance, on data "
+            "kept apart: expect little accuracy before fine-tuning; a smaller AMOUNT keeps more",
+            100 * cut.reached, cut.way.request.target, found.change,
         )  # fmt: skip
 
 

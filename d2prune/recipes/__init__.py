@@ -1,6 +1,6 @@
 """Recipes of smaller widths: what they would save, carrying them out, and trying them one step at a time."""
 
-from d2prune.recipes.ablation import Trial, ablate, ablation_table
+from d2prune.recipes.ablation import Trial, ablate, ablation_table, largest_kept
 from d2prune.recipes.changes import Change, changes_between
 from d2prune.recipes.execution import Narrowed, carry_out
 from d2prune.recipes.modules import ModuleRow, grouped, module_rows, module_table
@@ -21,6 +21,7 @@ __all__ = [
     "carry_out",
     "changes_between",
     "grouped",
+    "largest_kept",
     "module_rows",
     "module_table",
     "narrowed",

@@ -1,4 +1,4 @@
-"""A recipe tried one step at a time: prune that part, train for a little, evaluate, keep it or roll back."""
+"""Cuts tried one at a time: prune, train for a little, evaluate, keep it or roll back."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from d2prune.report.record import BASELINE, FINE_TUNED, PRUNED, Stage, read_repo
 from d2prune.report.table import MISSING, aligned, quantity, signed
 
 logger = logging.getLogger(__name__)
+KEPT = "kept"
+PRUNE_AND_TRAIN = {"MODEL.PRUNE": True, "MODEL.FINETUNE": True}
 
 
 class _Trainer(Protocol):
@@ -33,7 +35,7 @@ class _Trainer(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """One step, tried.
+    """One cut, tried.
 
     Attributes:
         step: its name.
@@ -70,33 +72,75 @@ def ablate(
     Raises:
         PruneError: without MODEL.WEIGHTS, without an evaluation, or if a prune fails.
     """
-    if not cfg.MODEL.WEIGHTS:
-        raise PruneError("an ablation needs MODEL.WEIGHTS: the path of the trained baseline")
+    _check_weights(cfg)
+    gate = _Gate(trainer, allowed)
     trials: list[Trial] = []
     kept: list[Step] = []
-    weights, baseline = cfg.MODEL.WEIGHTS, None
+    weights = cfg.MODEL.WEIGHTS
     for number, step in enumerate(recipe.steps, 1):
-        start = _with(
-            cfg, {"MODEL.WEIGHTS": weights, "OUTPUT_DIR": str(Path(cfg.OUTPUT_DIR) / f"step{number}")}
-        )
+        start = _with(cfg, {"MODEL.WEIGHTS": weights, "OUTPUT_DIR": _folder(cfg, number)})
         steps = [step] if alone else [*kept, step]
         keys = _pruning_keys(start, narrowed(cfg, steps))
         if isinstance(keys, str):
             trials.append(Trial(step.name, f"not tried: {keys}"))
             continue
-        before, cut, tuned, params = _run(_with(start, keys), trainer)
-        baseline = baseline or before
-        drop = max(baseline[task] - tuned[task] for task in baseline)
-        good = drop <= allowed
-        verdict = "kept" if good else "rolled back"
-        trials.append(Trial(step.name, verdict, params, cut, tuned, drop, start.OUTPUT_DIR))
-        logger.info(
-            "step '%s': %s points of AP lost, %.1f allowed: %s", step.name, f"{drop:.1f}", allowed, verdict
-        )
-        if good and not alone:
+        trials.append(gate.trial(step.name, _with(start, keys)))
+        if trials[-1].verdict == KEPT and not alone:
             kept.append(step)
             weights = str(Path(start.OUTPUT_DIR) / FINAL_FILE)
     return tuple(trials)
+
+
+def largest_kept(
+    cfg: CfgNode, amounts: Sequence[float], trainer: Callable[[CfgNode], _Trainer], allowed: float
+) -> tuple[Trial, ...]:
+    """Prune the baseline by each amount, the largest first, and train, until one costs no more than allowed.
+
+    Unlike MODEL.PRUNING.BUDGET, which judges a cut before any training, this finds what training makes good.
+
+    Args:
+        cfg: as for :func:`ablate`; MODEL.PRUNING.TARGET says what the amounts are of.
+        amounts: fractions to remove.
+        trainer: as for :func:`ablate`.
+        allowed: AP in points that the trained model may have lost against the baseline.
+
+    Raises:
+        PruneError: without MODEL.WEIGHTS, without an evaluation, or if a prune fails.
+    """
+    _check_weights(cfg)
+    gate = _Gate(trainer, allowed)
+    trials: list[Trial] = []
+    for number, amount in enumerate(sorted(amounts, reverse=True), 1):
+        keys = {"MODEL.PRUNING.AMOUNT": amount, "OUTPUT_DIR": _folder(cfg, number), **PRUNE_AND_TRAIN}
+        trials.append(gate.trial(f"−{amount:.0%}", _with(cfg, keys)))
+        if trials[-1].verdict == KEPT:
+            break
+    return tuple(trials)
+
+
+class _Gate:
+    """Lets a cut through if, after training, it has lost no more than is allowed since the first baseline."""
+
+    def __init__(self, trainer: Callable[[CfgNode], _Trainer], allowed: float) -> None:
+        self._trainer, self._allowed = trainer, allowed
+        self._baseline: Scores | None = None
+
+    def trial(self, name: str, cfg: CfgNode) -> Trial:
+        before, cut, tuned, params = _run(cfg, self._trainer)
+        self._baseline = self._baseline or before
+        drop = max(value - tuned[task] for task, value in self._baseline.items())
+        verdict = KEPT if drop <= self._allowed else "rolled back"
+        logger.info("'%s': %.1f points of AP lost, %.1f allowed: %s", name, drop, self._allowed, verdict)
+        return Trial(name, verdict, params, cut, tuned, drop, cfg.OUTPUT_DIR)
+
+
+def _check_weights(cfg: CfgNode) -> None:
+    if not cfg.MODEL.WEIGHTS:
+        raise PruneError("an ablation needs MODEL.WEIGHTS: the path of the trained baseline")
+
+
+def _folder(cfg: CfgNode, number: int) -> str:
+    return str(Path(cfg.OUTPUT_DIR) / f"step{number}")
 
 
 def _pruning_keys(cfg: CfgNode, narrower: CfgNode) -> dict[str, Any] | str:
@@ -108,7 +152,7 @@ def _pruning_keys(cfg: CfgNode, narrower: CfgNode) -> dict[str, Any] | str:
     if wrong:
         return f"{wrong[0]} is not exact ({wrong[0].reason})"
     keys = keys_of(request_of(cfg, model, changes, inexact))
-    return {**keys, "MODEL.PRUNE": True, "MODEL.FINETUNE": True}
+    return {**keys, **PRUNE_AND_TRAIN}
 
 
 def _run(cfg: CfgNode, trainer: Callable[[CfgNode], _Trainer]) -> tuple[Scores, Scores, Scores, int]:
@@ -154,8 +198,8 @@ def ablation_table(trials: Sequence[Trial]) -> str:
         ]
         for trial in trials
     ]
-    kept = [trial for trial in trials if trial.verdict == "kept"]
-    last = f"\nThe last step that was kept is in {kept[-1].folder} (pruned.yaml)" if kept else ""
+    kept = [trial for trial in trials if trial.verdict == KEPT]
+    last = f"\nThe last one that was kept is in {kept[-1].folder} (pruned.yaml)" if kept else ""
     return aligned([heads, *body], left=(0, 5)) + last
 
 

@@ -42,6 +42,18 @@ def test_all_that_can_go_goes_where_nothing_is_lost():
     assert best > 0.9 - 0.02 and all(point.within for point in each(curve))
 
 
+def test_a_way_that_can_remove_no_more_ends_the_search():
+    budget = Budget(1.0, lambda cut: 60.0)
+    tried = []
+
+    def cut(amount):
+        tried.append(min(amount, 0.3))
+        return tried[-1], Cut(tried[-1]), tried[-1]
+
+    best, curve = largest_within(budget, Cut(0.0), 0.9, cut)
+    assert best == 0.3 and tried == [0.3] and curve[-1].reached == 0.3
+
+
 def test_no_cut_within_the_budget_is_refused_with_figures():
     with pytest.raises(PruneError, match="no cut is within the budget of 1 points: .* loses 30.00"):
         bisected(1.0, lambda amount: 30.0 if amount else 0.0)

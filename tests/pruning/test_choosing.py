@@ -68,6 +68,15 @@ def test_the_way_that_costs_least_is_taken():
     assert result.proof.exact and result.repair.proof.exact
 
 
+def test_a_cut_that_leaves_little_is_foretold(caplog):
+    with caplog.at_level("WARNING", "d2prune"):
+        mild = prune(net(), 0.1, example_inputs=X, data=BATCHES)
+        assert "expect little accuracy" not in caplog.text and max(t.change for t in mild.tried) < 0.6
+        harsh = prune(net(), 0.9, example_inputs=X, data=BATCHES, max_ratio=0.95)
+    assert min(t.change for t in harsh.tried) > 0.6
+    assert "expect little accuracy before fine-tuning" in caplog.text
+
+
 def test_without_a_loss_the_outputs_decide():
     result = prune(net(), 0.5, example_inputs=X, data=BATCHES)
     assert [(one.criterion, one.loss) for one in result.tried] == [("reconstruction", 1.0)] * 3

@@ -14,7 +14,7 @@ from d2prune.checkpoint import build_from_cfg, spec_of_file
 from d2prune.engine.settings import FINAL_FILE, check_modes, request_from_cfg, trace_input_from_cfg
 from d2prune.pruning import prune_model
 from d2prune.recipes import Recipe, Step
-from d2prune.recipes.ablation import ablate, ablation_table
+from d2prune.recipes.ablation import ablate, ablation_table, largest_kept
 from d2prune.report.record import Stage, report_of, write_report_json
 from tests.engine.tiny_runs import TRAINING, train_net
 from tests.tiny_lsknet import pairs_of, tiny_lsk, tiny_lsk_cfg
@@ -78,6 +78,15 @@ def test_what_is_kept_is_built_upon(weights, tmp_path):
     assert trainer.started == [weights, str(tmp_path / "step1" / FINAL_FILE)]
     assert widths(tmp_path / "step2") == {FC1: 24, MLP1: 96}
     assert trials[1].params < trials[0].params
+
+
+def test_the_largest_amount_that_training_makes_good_is_kept(weights, tmp_path):
+    trainer = judged(step1=37.9, step2=38.0, step3=40.0)
+    cfg = run_cfg(weights, tmp_path, PRUNING__CRITERION="magnitude", PRUNING__ROUND_TO=1)
+    trials = largest_kept(cfg, [0.2, 0.4, 0.3], trainer, 2.0)
+    assert [(t.step, t.verdict) for t in trials] == [("−40%", "rolled back"), ("−30%", "kept")]
+    assert trainer.started == [weights, weights], "each starts from the baseline"
+    assert trials[0].params < trials[1].params
 
 
 @pytest.mark.parametrize("alone, verdict", [(False, "rolled back"), (True, "kept")])

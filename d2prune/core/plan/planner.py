@@ -233,7 +233,7 @@ class _State:
         rankings: Sequence[Ranking] = (),
     ) -> None:
         self.groups, self.limits, self.costs, self.target = groups, limits, costs, target
-        self._errors = [np.concatenate([[0.0], np.cumsum(ranking.added)]) for ranking in rankings]
+        self._errors = [ranking.summed for ranking in rankings]
         self.gone = [0] * len(groups)
         self.widths: dict[Site, int] = {}
         for name, layer in costs.layers.items():

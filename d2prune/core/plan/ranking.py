@@ -31,6 +31,11 @@ class Ranking:
         scores[self.order] = self.added
         return scores
 
+    @property
+    def summed(self) -> Scores:
+        """(U + 1,) what the first 0 to U units add together."""
+        return np.concatenate([[0.0], np.cumsum(self.added)])
+
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -56,9 +61,10 @@ POINTS = 16
 def sensitivity(group: str, ranking: Ranking, kept: int) -> Sensitivity:
     """Return a group's sensitivity by its ranking."""
     units = len(ranking.order)
-    summed = np.concatenate([[0.0], np.cumsum(ranking.added)])
     places = np.linspace(0, units, POINTS + 1)
-    return Sensitivity(group, units, kept, tuple(np.interp(places, np.arange(units + 1), summed).tolist()))
+    return Sensitivity(
+        group, units, kept, tuple(np.interp(places, np.arange(units + 1), ranking.summed).tolist())
+    )
 
 
 def by_score(scores: Scores) -> Ranking:

@@ -28,11 +28,14 @@ class Proposal:
         scores: (U,) the criterion's scores of the units.
         remove: (R,) sorted indices of the units to remove; empty if all are to stay. A unit is one
             channel of ``group.name`` in most groups (``group.step`` is the number).
+        errors: (U + 1,) the error, or score, that is added by removing the 0 to U first units of the ranking:
+            what the width was chosen by, and what the report draws.
     """
 
     group: Group
     scores: Scores
     remove: Indices
+    errors: Scores
 
     @property
     def name(self) -> str:
@@ -77,7 +80,9 @@ def decide(
         if reasons[i]:
             continue
         planned = np.setdiff1d(np.arange(group.units), kept[i])
-        remove = _answered(review(Proposal(group, rankings[i].scores, planned)), group, planned)
+        remove = _answered(
+            review(Proposal(group, rankings[i].scores, planned, rankings[i].summed)), group, planned
+        )
         kept[i] = np.setdiff1d(np.arange(group.units), remove)
         if not remove.size and planned.size:
             reasons[i] = REFUSED

@@ -39,6 +39,7 @@ def test_accepting_all_is_the_plan_itself(answer):
             (r.before, r.after) for r in result.coverage if r.name == proposal.name
         )
         assert proposal.scores.shape == (proposal.group.units,)
+        assert proposal.errors[0] == 0 and proposal.errors[-1] == pytest.approx(proposal.scores.sum())
         assert set(np.argsort(proposal.scores)[: len(proposal.remove)]) == set(proposal.remove)
         assert proposal.name in str(proposal) and f"{before} -> {after}" in str(proposal)
 
