@@ -26,7 +26,7 @@ KEYS = {
     "CALIBRATION_IMAGES": -1, "REPAIR": "refit",
     "PROTECT": [], "INCLUDE": [], "MAX_RATIO": 0.75, "INPUT_SIZE": (), "VERIFY": True,
     "ALLOW_INEXACT": False, "KEEP_FROZEN": False, "SAVE_STRUCT": True, "TRUST_STRUCT": False,
-    "SPEC": "", "BASE": "", "ROUND_TO": 8, "FADE": 0.0,
+    "SPEC": "", "BASE": "", "ROUND_TO": 8,
 }  # fmt: skip
 
 UNTOUCHED = """
@@ -141,6 +141,14 @@ def test_add_prune_config_takes_any_config():
     cfg = CfgNode({"MODEL": CfgNode({"OWN": 1})})
     d2prune.add_prune_config(cfg)
     assert cfg.MODEL.OWN == 1 and dict(cfg.MODEL.PRUNING) == KEYS
+
+
+def test_a_file_with_a_key_that_is_gone_is_read(tmp_path, caplog):
+    cfg, path = d2prune.get_cfg(), tmp_path / "old.yaml"
+    path.write_text("VERSION: 2\nMODEL: {PRUNING: {FADE: 0.01, AMOUNT: 0.3}}\n")
+    cfg.merge_from_file(str(path))
+    assert dict(cfg.MODEL.PRUNING) == {**KEYS, "AMOUNT": 0.3}
+    assert "MODEL.PRUNING.FADE" in caplog.text, "it does nothing, and that is said"
 
 
 def test_two_configs_share_nothing():

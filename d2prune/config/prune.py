@@ -7,6 +7,9 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+REMOVED = ("MODEL.PRUNING.FADE",)
+"""Keys of earlier versions: files that have them are read, and a warning says that they do nothing."""
+
 
 def add_prune_config(cfg: CfgNode) -> None:
     """Add the pruning keys to any CfgNode, Detectron2's or AdelaiDet's; values set before stay."""
@@ -46,8 +49,6 @@ def add_prune_config(cfg: CfgNode) -> None:
     keys.PRUNING.MAX_RATIO = 0.75
     # Widths are multiples of this (channels).
     keys.PRUNING.ROUND_TO = 8
-    # Above 0 (try 0.01): training lets what MODEL.PRUNE would take fade to this fraction by its end.
-    keys.PRUNING.FADE = 0.0
     # (height, width) in pixels that MACs are counted on; empty: the config's test size.
     keys.PRUNING.INPUT_SIZE = ()
     # Prove that the pruned model equals the masked one (seconds; fails the run if it does not).
@@ -65,6 +66,9 @@ def add_prune_config(cfg: CfgNode) -> None:
     # ... and the META_ARCHITECTURE that was pruned.
     keys.PRUNING.BASE = ""
     add_missing(cfg.MODEL, keys)
+    for key in REMOVED:
+        if not cfg.key_is_deprecated(key):
+            cfg.register_deprecated_key(key)
 
 
 def add_missing(node: CfgNode, defaults: Mapping[str, Any]) -> None:

@@ -38,7 +38,6 @@ def write_pruned_config(cfg: CfgNode, folder: str, weights: str) -> str:
     out.MODEL.PRUNING.SPEC = os.path.abspath(os.path.join(folder, SPEC_FILE))
     out.MODEL.WEIGHTS = os.path.abspath(weights)
     out.MODEL.PRUNE = out.MODEL.FINETUNE = False
-    out.MODEL.PRUNING.FADE = 0.0  # it was meant for what is gone now
     path = os.path.join(folder, CONFIG_FILE)
     with atomic_write(path) as file:
         file.write(out.dump())

@@ -13,7 +13,6 @@ from torch import nn
 
 from d2prune.checkpoint import PruningCheckpointer, build_model
 from d2prune.engine import finetuning
-from d2prune.engine.fading import fading
 from d2prune.engine.pruning_run import run_prune
 from d2prune.engine.settings import check_modes, log_to
 from d2prune.modeling.basic_block import separate_norms
@@ -114,7 +113,7 @@ class PruningMixin(_Trainer):
         for hook in made:
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.checkpointer = as_pruning(hook.checkpointer, self._save_struct)
-        return [*fading(self.cfg), *made]
+        return made
 
 
 def as_pruning(value: DetectionCheckpointer, save_struct: bool) -> DetectionCheckpointer:

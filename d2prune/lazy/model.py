@@ -45,7 +45,6 @@ def as_pruned(config: DictConfig, spec: str, weights: str) -> DictConfig:
     out.model.prune_spec, out.train.init_checkpoint = spec, weights
     if "prune" in out:
         out.prune.enabled = out.prune.finetune = False
-        out.prune.fade = 0.0  # it was meant for what is gone now
     return out
 
 

@@ -19,7 +19,6 @@ from torch import nn
 
 from d2prune.checkpoint import PruningCheckpointer, build_model
 from d2prune.engine import finetuning
-from d2prune.engine.fading import fading
 from d2prune.engine.pruning_run import run_prune
 from d2prune.engine.settings import check_modes, log_to
 from d2prune.errors import PruneError
@@ -95,7 +94,6 @@ def train(config_format: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
     checkpointer = PruningCheckpointer(model, cfg.OUTPUT_DIR, trainer=trainer)
     checkpointer.save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
     evaluated: dict[str, Any] = {}
-    trainer.register_hooks(fading(cfg))
     _register_hooks(trainer, checkpointer, config_format.config, evaluated)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0

@@ -17,8 +17,8 @@ from tests.tiny_blendmask import detect, equal, tiny_cfg, tiny_model, tiny_prune
 def pruned_cfg(saved, result, tmp_path):
     """pruned.yaml, read."""
     (tmp_path / outputs.SPEC_FILE).write_text(result.spec.to_json())
-    cfg, faded = tiny_cfg(), tiny_cfg("MODEL.PRUNING.FADE", 0.01)
-    cfg.merge_from_file(outputs.write_pruned_config(faded, str(tmp_path), str(saved)))
+    cfg = tiny_cfg()
+    cfg.merge_from_file(outputs.write_pruned_config(cfg, str(tmp_path), str(saved)))
     return cfg
 
 
@@ -32,7 +32,7 @@ def test_stock_build_model_gives_the_pruned_widths(pruned_cfg, result):
 def test_the_config_is_complete_and_asks_for_no_mode(pruned_cfg):
     assert pruned_cfg.MODEL.META_ARCHITECTURE == "PrunedModel"
     assert pruned_cfg.MODEL.PRUNING.BASE == "BlendMask"
-    assert not pruned_cfg.MODEL.PRUNE and not pruned_cfg.MODEL.FINETUNE and not pruned_cfg.MODEL.PRUNING.FADE
+    assert not pruned_cfg.MODEL.PRUNE and not pruned_cfg.MODEL.FINETUNE
     assert equal(detect(build_from_cfg(pruned_cfg)), detect(build_from_cfg(pruned_cfg)))
 
 

@@ -243,14 +243,6 @@ def test_plain_training_trains(data, base, tmp_path):
     assert read_spec(tmp_path / "model_final.pth") is None and not (tmp_path / "pruned.yaml").exists()
 
 
-def test_what_a_prune_takes_fades(data, base, tmp_path):
-    words = (QUICK, "prune.fade=1e-30", "optimizer.lr=0.001", f"train.init_checkpoint={base}")
-    lazy(CONFIG, tmp_path, *words, "lr_multiplier.warmup_length=0")
-    assert "weights fade to 1e-30 in 2 iterations" in log_of(tmp_path)
-    faded = weights_of(tmp_path / "model_final.pth")["proposal_generator.rpn_head.conv.weight"]
-    assert 0 < (faded.abs() < 1e-6).flatten(1).all(1).sum() < len(faded)
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [

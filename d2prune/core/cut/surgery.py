@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from d2prune.core.cut.spec import PruneSpec
@@ -75,27 +73,6 @@ def mask(model: Model, spec: PruneSpec, plan: PrunePlan | None = None) -> Model:
             dropped = set(range(spec.widths[name][1] or 0)) - set(keep.inp)
             zero_inputs(model.get_submodule(name), sorted(dropped))
     return model
-
-
-def removed_by(model: nn.Module, spec: PruneSpec) -> dict[str, Tensor]:
-    """Return, for each parameter of ``model`` that :func:`resize` would cut, 1 where elements are removed.
-
-    Returns:
-        Tensors by the parameters' names, with their shapes, dtypes and devices; 0 where elements stay.
-    """
-    numbered = {id(p): nn.Parameter(_numbers(p), requires_grad=False) for p in model.parameters()}
-    small = dict(resize(copy.deepcopy(model, numbered), spec).named_parameters())
-    marks = {}
-    for name, parameter in model.named_parameters():
-        if small[name].shape != parameter.shape:
-            mark = torch.ones(parameter.numel(), dtype=parameter.dtype, device=parameter.device)
-            mark[small[name].reshape(-1)] = 0
-            marks[name] = mark.view_as(parameter)
-    return marks
-
-
-def _numbers(tensor: Tensor) -> Tensor:
-    return torch.arange(tensor.numel(), device=tensor.device).view_as(tensor)
 
 
 def _products(plan: PrunePlan | None) -> Iterator[tuple[str, list[int]]]:
