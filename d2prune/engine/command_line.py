@@ -5,10 +5,15 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
+from d2prune.engine.ranks import run_on_ranks
 from d2prune.errors import PruneError
 
 
@@ -25,8 +30,20 @@ def run_command(main: Callable[[Namespace], object], parser: ArgumentParser | No
         help="a module that registers your data sets or models; may be given several times",
     )  # fmt: skip
     args = parser.parse_args()
-    ranks = (args.num_gpus, args.num_machines, args.machine_rank)
     try:
-        launch(main, *ranks, dist_url=args.dist_url, args=(args,))
+        run_on_ranks(partial(_in_one_line, main), args)
     except PruneError as error:
-        sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
+        _leave(error)
+    except ProcessExitedException:  # a rank that --num-gpus started has said why
+        sys.exit(1)
+
+
+def _in_one_line(main: Callable[[Namespace], object], args: Namespace) -> None:
+    try:
+        main(args)
+    except PruneError as error:
+        _leave(error)
+
+
+def _leave(error: PruneError) -> NoReturn:
+    sys.exit(f"{Path(sys.argv[0]).stem}: {error}" if comm.is_main_process() else 1)

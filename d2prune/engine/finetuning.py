@@ -14,6 +14,7 @@ from torch import nn
 
 from d2prune.checkpoint import spec_of_file, unpruned_cfg
 from d2prune.checkpoint.refusals import no_spec
+from d2prune.engine import finished
 from d2prune.engine.config_format import YAML, ConfigFormat
 from d2prune.engine.outputs import write_spec
 from d2prune.engine.publish import evaluated_stage, publish
@@ -47,6 +48,18 @@ def has_pruned_run(cfg: CfgNode) -> bool:
     """Return whether OUTPUT_DIR's last checkpoint is of a pruned model."""
     last = last_checkpoint(cfg)
     return bool(last) and spec_of_file(last) is not None
+
+
+def is_pruned(cfg: CfgNode) -> bool:
+    """Return whether MODEL.PRUNE has been carried out in OUTPUT_DIR, to its end.
+
+    Raises:
+        PruneError: if it was asked for something else.
+    """
+    if not has_pruned_run(cfg):
+        return False
+    tuned = os.path.basename(last_checkpoint(cfg)) != PRUNED_FILE  # which starts only after the end
+    return tuned or finished.is_finished(cfg)
 
 
 def deciding_checkpoint(cfg: CfgNode) -> str:

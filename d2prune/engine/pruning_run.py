@@ -17,13 +17,14 @@ from torch import nn
 
 from d2prune.checkpoint import PruningCheckpointer
 from d2prune.core.cut.spec import PruneSpec
-from d2prune.engine import finetuning
+from d2prune.engine import finetuning, finished
 from d2prune.engine.budget import Test, budget_of
 from d2prune.engine.calibration import Load, calibration_data
 from d2prune.engine.config_format import YAML, ConfigFormat
 from d2prune.engine.detections import compare_detections
 from d2prune.engine.outputs import write_spec
 from d2prune.engine.publish import IMAGES, evaluated_stage, publish
+from d2prune.engine.ranks import alone
 from d2prune.engine.settings import (
     PRUNED_FILE,
     check_modes,
@@ -78,6 +79,8 @@ def run_prune(
     PruningCheckpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
     model.eval()
     budget = budget_of(cfg, test, config_format)
+    if comm.is_main_process():
+        finished.begin(cfg)
     result, pruned = _prune_on_first_rank(cfg, model, calibration_data(cfg, load), budget)
     report = None
     if result is not None:
@@ -89,6 +92,7 @@ def run_prune(
             found = _compared(cfg, result, config_format)
             report = dataclasses.replace(report, detections=found)
         _finish(cfg, report, {BASELINE: (model, before), PRUNED: (pruned, after)}, config_format)
+        finished.end(cfg)
     comm.synchronize()
     return after
 
@@ -103,7 +107,8 @@ def _prune_on_first_rank(
         try:
             request, trace_input = request_from_cfg(cfg), trace_input_from_cfg(cfg, model)
             verify = cfg.MODEL.PRUNING.VERIFY
-            result = prune_model(model, request, trace_input, verify, data=data, budget=budget)
+            with alone():
+                result = prune_model(model, request, trace_input, verify, data=data, budget=budget)
             text, weights = result.step.to_json(), _on_cpu(result.model)
         except Exception as error:  # whatever it is, the other ranks wait to be told
             failed = error

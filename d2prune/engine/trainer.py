@@ -14,6 +14,7 @@ from torch import nn
 from d2prune.checkpoint import PruningCheckpointer, build_model
 from d2prune.engine import finetuning
 from d2prune.engine.pruning_run import run_prune
+from d2prune.engine.ranks import check_group, ddp_on
 from d2prune.engine.settings import check_modes, log_to
 from d2prune.modeling.basic_block import separate_norms
 
@@ -36,6 +37,7 @@ class PruningMixin(_Trainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        check_group()
         log_to(cfg)
         check_modes(cfg)
         self._save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
@@ -46,11 +48,12 @@ class PruningMixin(_Trainer):
             self.cfg = cfg
             return
         if cfg.MODEL.PRUNE:
-            self._found_prune = finetuning.has_pruned_run(cfg)
+            self._found_prune = finetuning.is_pruned(cfg)
             if not self._found_prune:
                 run_prune(cfg, self._build_to_prune, self.build_train_loader, self.test)
             cfg = finetuning.after_prune(cfg)
-        super().__init__(cfg)
+        with ddp_on(cfg.MODEL.DEVICE):
+            super().__init__(cfg)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -72,7 +75,7 @@ class PruningMixin(_Trainer):
             PruneError: if FINETUNE would overwrite another run in OUTPUT_DIR without ``resume``.
         """
         if self._prunes_only:
-            if resume and finetuning.has_pruned_run(self.cfg):
+            if resume and finetuning.is_pruned(self.cfg):
                 logger.info("--resume: '%s' holds a pruned model already", self.cfg.OUTPUT_DIR)
                 self._results = {}
             else:

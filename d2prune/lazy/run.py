@@ -20,6 +20,7 @@ from torch import nn
 from d2prune.checkpoint import PruningCheckpointer, build_model
 from d2prune.engine import finetuning
 from d2prune.engine.pruning_run import run_prune
+from d2prune.engine.ranks import check_group, ddp_arguments
 from d2prune.engine.settings import check_modes, log_to
 from d2prune.errors import PruneError
 from d2prune.lazy.config import prune_defaults, read_lazy_config, settings_of
@@ -50,11 +51,12 @@ def main(args: Namespace) -> Results:
         )
         _check_device(cfg.MODEL.DEVICE)
         default_setup(config, args)
+        check_group()
         log_to(cfg)
         if args.eval_only:
             model = build_model(cfg, build=config_format.instantiate)
             PruningCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-            return evaluate(config, create_ddp_model(model))
+            return evaluate(config, create_ddp_model(model, **ddp_arguments(cfg.MODEL.DEVICE)))
         return run(config_format, cfg, args.resume)
     except PruneError as error:
         raise error.spelled(_LAZY_KEYS) from error
@@ -63,7 +65,7 @@ def main(args: Namespace) -> Results:
 def run(config_format: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
     """Prune, fine-tune, both or neither (then train), as MODEL.PRUNE and FINETUNE say."""
     check_modes(cfg)
-    done = cfg.MODEL.PRUNE and finetuning.has_pruned_run(cfg)
+    done = cfg.MODEL.PRUNE and finetuning.is_pruned(cfg)
     results: Results = {}
     if cfg.MODEL.PRUNE and done and resume:
         logger.info("--resume: '%s' holds a pruned model already", cfg.OUTPUT_DIR)
@@ -89,7 +91,8 @@ def train(config_format: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
     missing = [key for key in ("dataloader", "optimizer", "lr_multiplier") if key not in config_format.config]
     if missing:
         raise PruneError(f"the config has no {missing[0]!r}, which training needs")
-    model = create_ddp_model(_build_to_train(config_format, cfg), **config_format.config.train.ddp)
+    ddp = {**ddp_arguments(cfg.MODEL.DEVICE), **config_format.config.train.ddp}
+    model = create_ddp_model(_build_to_train(config_format, cfg), **ddp)
     trainer = _trainer(config_format.config, model)
     checkpointer = PruningCheckpointer(model, cfg.OUTPUT_DIR, trainer=trainer)
     checkpointer.save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT

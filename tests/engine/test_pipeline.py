@@ -220,7 +220,7 @@ def test_an_old_prune_is_not_passed_off_as_the_one_asked_for(pruned, baseline, t
     folder = tmp_path / "run"
     shutil.copytree(pruned, folder)
     words = ("MODEL.PRUNE", "True", "MODEL.PRUNING.AMOUNT", "0.2")
-    with pytest.raises(PruneError, match=r"holds another run \(model_pruned.pth\); pass --resume"):
+    with pytest.raises(PruneError, match=r"pruned with MODEL.PRUNING.AMOUNT 0.5, and .* is 0.2 now"):
         finetune(folder, baseline, *words)
     assert (folder / "model_pruned.pth").read_bytes() == (pruned / "model_pruned.pth").read_bytes()
     assert not (folder / "model_final.pth").exists()
