@@ -19,6 +19,7 @@ from d2prune.checkpoint.reader import read_spec
 from d2prune.checkpoint.refusals import check_base
 from d2prune.checkpoint.writer import FROM_STRUCT
 from d2prune.config import get_cfg
+from d2prune.config.merging import merge_file
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.errors import PruneError
 from d2prune.rebuild import rebuild, spec_of_model
@@ -36,7 +37,7 @@ def PrunedModel(cfg: CfgNode) -> nn.Module:  # noqa: N802  (the registry takes t
     (pruned_stock.yaml), the model's other keys are read from the pruned.yaml beside MODEL.WEIGHTS.
 
     Raises:
-        PruneError: if BASE is unknown, or no spec is found.
+        PruneError: if BASE is unknown, no spec is found, or that pruned.yaml holds more than plain values.
     """
     keys = cfg.MODEL.get("PRUNING")
     if keys is None or not (keys.BASE or keys.SPEC):  # a patched fork's own config has the keys, empty
@@ -59,7 +60,7 @@ def _whole_config(stock: CfgNode) -> CfgNode:
             f"MODEL.WEIGHTS '{stock.MODEL.WEIGHTS}'; or start from d2prune.get_cfg()"
         )
     cfg = get_cfg()
-    cfg.merge_from_file(file)
+    merge_file(cfg, file)  # files that come with weights are not trusted as one's own are
     cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = stock.MODEL.WEIGHTS, stock.MODEL.DEVICE
     return cfg
 

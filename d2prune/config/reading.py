@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
+from d2prune.config.merging import merge_file
 from d2prune.errors import PruneError
 
 logger = logging.getLogger(__name__)
 
 
 def read_config(cfg: CfgNode, file: str, opts: Sequence[str] = (), imports: Sequence[str] = ()) -> CfgNode:
-    """Merge a YAML file and options into ``cfg``, and freeze it.
+    """Merge a YAML file, read as plain data, and options into ``cfg``, and freeze it.
 
     Args:
         cfg: a fresh config that has all keys (:func:`d2prune.get_cfg`).
@@ -24,18 +25,19 @@ def read_config(cfg: CfgNode, file: str, opts: Sequence[str] = (), imports: Sequ
         imports: modules to import first: they register data sets and models.
 
     Raises:
-        PruneError: if the file or a module is missing, a key is unknown, or a value is of another type.
+        PruneError: if the file or a module is missing, the file holds more than plain values, a key is
+            unknown, or a value is of another type.
     """
     import_modules(imports)
     if not os.path.isfile(file):
         raise PruneError(f"--config-file {file!r} does not exist")
     if len(opts) % 2:
         raise PruneError(f"expected KEY VALUE pairs after the options; got {' '.join(opts)}")
+    merge_file(cfg, file)
     try:
-        cfg.merge_from_file(file)
         _follow_move(cfg, file)
         cfg.merge_from_list(list(opts))
-    except (AssertionError, KeyError, ValueError) as error:  # yacs asserts that a key exists
+    except (AssertionError, KeyError, TypeError, ValueError) as error:  # yacs asserts that a key exists
         raise PruneError(f"{file}: {error.args[0] if error.args else error}") from error
     cfg.freeze()
     return cfg

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, LazyConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from d2prune.config import get_cfg
 from d2prune.config.reading import found_beside, import_modules
+from d2prune.config.safe_yaml import read_mapping
 from d2prune.errors import PruneError
+
+logger = logging.getLogger(__name__)
 
 # The pruned model's own config says these two in `model`.
 _OF_PRUNED_MODEL = ("SPEC", "BASE")
@@ -23,12 +28,13 @@ def read_lazy_config(file: str, opts: Sequence[str] = (), imports: Sequence[str]
     """Load a LazyConfig, complete its node ``prune``, and apply ``key=value`` options.
 
     Args:
-        file: path of the Python or YAML file.
+        file: path of the Python file, which is run, or of the YAML file, which is read as plain data.
         opts: ``key=value`` texts, in Hydra's grammar.
         imports: modules to import first: they register data sets and models.
 
     Raises:
-        PruneError: if the file or a module is missing, it is no LazyConfig, a key under ``prune`` is unknown
+        PruneError: if the file or a module is missing, it is no LazyConfig or is YAML of more than plain
+            values, a key under ``prune`` is unknown
             or of another type, or an option names a key that nothing reads.
     """
     import_modules(imports)
@@ -36,7 +42,11 @@ def read_lazy_config(file: str, opts: Sequence[str] = (), imports: Sequence[str]
         raise PruneError(f"--config-file {file!r} does not exist")
     if not file.endswith((".py", ".yaml", ".yml")):
         raise PruneError(f"--config-file {file!r} is no LazyConfig: expected .py, .yaml or .yml")
-    config = LazyConfig.load(file)
+    if file.endswith(".py"):
+        logger.info("'%s' is Python code and is run", file)
+        config = LazyConfig.load(file)
+    else:
+        config = read_lazy_yaml(file)
     missing = [name for name in ("model", "train") if name not in config]
     if missing:
         raise PruneError(f"{file} has no {missing[0]!r}: expected a LazyConfig (model, dataloader, train, …)")
@@ -52,6 +62,23 @@ def read_lazy_config(file: str, opts: Sequence[str] = (), imports: Sequence[str]
         raise PruneError(f"expected key=value after the options; got {' '.join(opts)}: {error}") from error
     _complete(config)
     return config
+
+
+def read_lazy_yaml(file: str) -> DictConfig:
+    """Read a LazyConfig as LazyConfig.load does, which would run what the file's tags name.
+
+    ``_target_`` still names what instantiating it calls.
+
+    Args:
+        file: path of the YAML file.
+
+    Raises:
+        PruneError: if the file holds anything but keys and plain values.
+    """
+    try:
+        return OmegaConf.create(read_mapping(file), flags={"allow_objects": True})
+    except OmegaConfBaseException as error:
+        raise PruneError(f"'{file}': {error}") from error
 
 
 def prune_defaults() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from d2prune.engine.config_format import ConfigFormat, Mapper
 from d2prune.engine.outputs import SPEC_FILE, same_script
 from d2prune.errors import PruneError
 from d2prune.files import atomic_write
+from d2prune.lazy.config import read_lazy_yaml
 from d2prune.lazy.model import as_pruned, as_unpruned
 
 PYTHON_FILE = """\
@@ -100,7 +101,7 @@ def _yaml(config: DictConfig) -> str:
         LazyConfig.save(config, str(path))
         try:
             # Names in YAML say nothing of classes that the config's own file defines.
-            found = [locate(name) for name in _callables(LazyConfig.load(str(path)))]
+            found = [locate(name) for name in _callables(read_lazy_yaml(str(path)))]
         except Exception:  # whatever the config's own objects raise
             return ""
         return path.read_text(encoding="utf-8") if all(found) else ""

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
+from d2prune.config.safe_yaml import read_yaml
 from d2prune.errors import PruneError
 from d2prune.files import atomic_write
 
@@ -42,9 +43,9 @@ def read_recipe(path: str) -> Recipe:
     if not os.path.isfile(path):
         raise PruneError(f"--recipe {path!r} does not exist")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise PruneError(f"--recipe {path!r} is no YAML: {error}") from error
+        content = read_yaml(path)
+    except PruneError as error:
+        raise PruneError(f"--recipe {error}") from error
     steps = list(content.items()) if isinstance(content, dict) else []
     if not steps or not all(isinstance(keys, dict) and keys for _, keys in steps):
         raise PruneError(f"--recipe {path!r}: expected steps, each a name with the keys that it sets")

@@ -11,6 +11,7 @@ from argparse import Namespace
 import pytest
 import torch
 from detectron2.engine import defaults
+from detectron2.utils import comm
 
 from d2prune.engine import ranks
 from d2prune.errors import PruneError
@@ -23,12 +24,19 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def test_processes_without_a_group_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(
-        PruneError, match="WORLD_SIZE is 2 but there is no process group: start with"
-    ):
+    with pytest.raises(PruneError, match="WORLD_SIZE is 2 but there is no process group: start with"):
         train_net().Trainer(run_cfg(tmp_path))
     monkeypatch.setenv("WORLD_SIZE", "1")
     ranks.check_group()
+
+
+def test_a_rank_that_works_alone_waits_for_nobody(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 2)
+    assert comm.get_world_size() == 2
+    with ranks.alone():
+        assert comm.get_world_size() == 1
+    assert comm.get_world_size() == 2
 
 
 def test_two_ways_to_start_are_refused(monkeypatch):
@@ -58,8 +66,10 @@ def run(start, data, folder, *words, flags=()):
     )  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("start", "flags"), [(TORCHRUN, ()), ([sys.executable], ("--num-gpus", "2"))])
+@pytest.mark.parametrize(
+    ("start", "flags"),
+    [(TORCHRUN, ()), pytest.param([sys.executable], ("--num-gpus", "2"), marks=pytest.mark.slow)],
+)
 def test_two_processes_prune_and_finetune_together(data, baseline, tmp_path, start, flags):
     folder = tmp_path / "run"
     done = run(start, data, folder, "MODEL.FINETUNE", "True", "MODEL.WEIGHTS", str(baseline), flags=flags)
