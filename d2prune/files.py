@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+OURS = ".d2prune-"
+"""What the names of temporary files have, so that nobody else's are removed."""
+STALE = 600
+"""Seconds after which a temporary file counts as left behind."""
 
 
 @contextmanager
@@ -20,7 +26,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     """
     path = Path(path)
     encoding = None if "b" in mode else "utf-8"
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}{OURS}", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, mode, encoding=encoding) as file:
             yield file
@@ -31,6 +37,13 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Remove the temporary files that killed writes left in ``folder``."""
+    for path in Path(folder).glob(f".*{OURS}*.tmp"):
+        if path.is_file() and time.time() - path.stat().st_mtime > STALE:
+            path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

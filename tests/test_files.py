@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from d2prune.files import atomic_write
+from d2prune.files import STALE, atomic_write, sweep
 
 
 def test_the_block_writes_text_and_bytes(tmp_path):
@@ -52,3 +52,19 @@ def test_the_umask_is_respected_and_kept(tmp_path):
 def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "missing" / "a"):
         pass
+
+
+def test_what_killed_writes_left_is_swept(tmp_path, monkeypatch):
+    others = tmp_path / ".cache.tmp"
+    others.write_text("of another program")
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "replace", lambda *_: None)
+        with atomic_write(tmp_path / "a") as file:
+            file.write("x")
+    (left,) = (path for path in tmp_path.iterdir() if path != others)
+    sweep(tmp_path)
+    assert left.exists(), "it may be being written"
+    for path in (left, others):
+        os.utime(path, (path.stat().st_mtime - STALE - 1,) * 2)
+    sweep(tmp_path)
+    assert not left.exists() and others.exists()

@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
-from d2prune.checkpoint.fitting import fit
+from d2prune.checkpoint.fitting import fit, may_differ, training_branches
 from d2prune.checkpoint.reader import read_checkpoint, read_pickle
 from d2prune.checkpoint.refusals import missing
 from d2prune.checkpoint.writer import additions, write_checkpoint
@@ -46,11 +46,13 @@ class PruningCheckpointer(DetectionCheckpointer, _InertFiles):
     """A DetectionCheckpointer for pruned models.
 
     Saving a pruned model adds ``prune_spec`` and (unless :attr:`save_struct` is False) ``struct``.
+    After a load :attr:`unfilled` names the model's weights that the file lacks, or has in another shape.
     Files are written whole or not at all. Loading runs no pickled code; a pruned checkpoint loads
     strictly, and only into a model with its spec.
     """
 
     save_struct = True
+    unfilled: tuple[str, ...] = ()
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load as DetectionCheckpointer does.
@@ -81,7 +83,13 @@ class PruningCheckpointer(DetectionCheckpointer, _InertFiles):
 
     def _load_model(self, checkpoint: Any) -> Any:
         fit(self._path, self.model, checkpoint)
-        return super()._load_model(checkpoint)
+        incompatible = super()._load_model(checkpoint)
+        branches = training_branches(self.model)
+        lacking = dict.fromkeys(
+            [*incompatible.missing_keys, *(row[0] for row in incompatible.incorrect_shapes)]
+        )
+        self.unfilled = tuple(name for name in lacking if not may_differ(name, branches))
+        return incompatible
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth to ``save_dir``, and its name to ``last_checkpoint``."""

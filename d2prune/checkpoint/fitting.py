@@ -76,12 +76,11 @@ def _check_same_spec(path: str, held: PruneSpec, spec: PruneSpec | None, model: 
 def _check_strict(path: str, model: nn.Module, weights: dict[str, Any], has_spec: bool) -> None:
     """Raise PruneError for keys that do not fit; log those that a training setting added or dropped."""
     own = model.state_dict()
-    adapter = find_adapter(model)
-    branches = tuple(f"{b}." for b in adapter.training_only(model)) if adapter is not None else ()
+    branches = training_branches(model)
     added = [k for k in own if k not in weights]
     dropped = [k for k in weights if k not in own]
     wrong = [k for k in own if k in weights and own[k].shape != weights[k].shape]
-    wrong += [k for k in (*added, *dropped) if not _tolerated(k, branches)]
+    wrong += [k for k in (*added, *dropped) if not may_differ(k, branches)]
     if wrong and not has_spec:
         raise no_spec(path)
     if wrong:
@@ -96,7 +95,13 @@ def _check_strict(path: str, model: nn.Module, weights: dict[str, Any], has_spec
             del weights[key]
 
 
-def _tolerated(key: str, branches: tuple[str, ...]) -> bool:
+def training_branches(model: nn.Module) -> tuple[str, ...]:
+    """Return the prefixes of the branches that only training runs."""
+    adapter = find_adapter(model)
+    return tuple(f"{branch}." for branch in adapter.training_only(model)) if adapter is not None else ()
+
+
+def may_differ(key: str, branches: tuple[str, ...]) -> bool:
     """Return whether a key may differ: a training-only branch, or BatchNorm's ``num_batches_tracked``."""
     return key.startswith(branches) or key.endswith(".num_batches_tracked")
 

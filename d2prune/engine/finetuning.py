@@ -20,6 +20,7 @@ from d2prune.engine.outputs import write_spec
 from d2prune.engine.publish import evaluated_stage, publish
 from d2prune.engine.settings import FINAL_FILE, PRUNED_FILE, trace_input_from_cfg
 from d2prune.errors import PruneError
+from d2prune.files import sweep
 from d2prune.modeling.unfuse import thaw
 from d2prune.pruning import measure_model
 from d2prune.rebuild import spec_of_model
@@ -102,6 +103,7 @@ def check_output_dir(cfg: CfgNode, resume: bool, found_prune: bool = False) -> b
     refuse_to_lose_result(cfg)
     comm.synchronize()
     if comm.is_main_process():
+        sweep(cfg.OUTPUT_DIR)
         _set_aside(Path(cfg.OUTPUT_DIR) / FINAL_FILE)
     return False
 

@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -76,7 +77,9 @@ def run_prune(
     check_modes(cfg)
     finetuning.refuse_to_lose_result(cfg)
     model = build(cfg)
-    PruningCheckpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    checkpointer = PruningCheckpointer(model)
+    checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    _check_covered(cfg, model, checkpointer.unfilled)
     model.eval()
     budget = budget_of(cfg, test, config_format)
     if comm.is_main_process():
@@ -95,6 +98,19 @@ def run_prune(
         finished.end(cfg)
     comm.synchronize()
     return after
+
+
+def _check_covered(cfg: CfgNode, model: nn.Module, unfilled: Sequence[str]) -> None:
+    """Raise PruneError if weights to prune were not in the file: random ones are as good as none."""
+    allowed = cfg.MODEL.PRUNING.ALLOW_MISSING
+    missing = [name for name in unfilled if not any(fnmatchcase(name, pattern) for pattern in allowed)]
+    if missing:
+        raise PruneError(
+            f"'{cfg.MODEL.WEIGHTS}' does not cover the {type(model).__name__} to prune: {len(missing)} of "
+            f"{len(model.state_dict())} keys are missing or of another shape; the first: {missing[0]}. Set "
+            "MODEL.WEIGHTS to a trained checkpoint of this model, or MODEL.PRUNING.ALLOW_MISSING",
+            keys=("MODEL.WEIGHTS", "MODEL.PRUNING.ALLOW_MISSING"),
+        )
 
 
 def _prune_on_first_rank(

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -94,6 +95,13 @@ def trace_input_from_cfg(cfg: CfgNode, model: nn.Module) -> TraceInput:
 
 def check_modes(cfg: CfgNode) -> None:
     """Raise PruneError where PRUNE or FINETUNE lacks what it needs, before anything is built."""
+    if cfg.MODEL.PRUNE or cfg.MODEL.FINETUNE:
+        _check_data_sets(cfg)
+    if cfg.MODEL.FINETUNE and cfg.SOLVER.MAX_ITER < 1:
+        raise PruneError(
+            f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; expected at least 1 iteration of fine-tuning",
+            keys=("SOLVER.MAX_ITER",),
+        )
     if cfg.MODEL.PRUNE and not cfg.MODEL.WEIGHTS:
         raise PruneError(
             "MODEL.PRUNE needs MODEL.WEIGHTS: the path of the trained checkpoint to prune",
@@ -112,6 +120,18 @@ def check_modes(cfg: CfgNode) -> None:
             "set OUTPUT_DIR to another folder",
             keys=("MODEL.WEIGHTS", "MODEL.PRUNE", "OUTPUT_DIR"),
         )
+
+
+def _check_data_sets(cfg: CfgNode) -> None:
+    known = DatasetCatalog.list()
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            if name not in known:
+                raise PruneError(
+                    f"DATASETS.{key} names '{name}', which is not registered: --import the module that "
+                    "registers it, or correct the name",
+                    keys=(f"DATASETS.{key}",),
+                )
 
 
 def log_to(cfg: CfgNode) -> None:

@@ -124,6 +124,7 @@ _LAZY_KEYS = {
     "MODEL.FINETUNE": "prune.finetune",
     "MODEL.WEIGHTS": "train.init_checkpoint",
     "OUTPUT_DIR": "train.output_dir",
+    "SOLVER.MAX_ITER": "train.max_iter",
     **{f"MODEL.PRUNING.{key.upper()}": f"prune.{key}" for key in prune_defaults()},
     **{key.upper(): f"prune.{key}" for key in prune_defaults()},
 }

@@ -205,6 +205,20 @@ def test_resume_of_prune_alone_keeps_the_prune(pruned, baseline, tmp_path):
     assert (folder / "model_pruned.pth").stat().st_mtime_ns == before
 
 
+def test_weights_that_do_not_cover_the_model_are_not_pruned(data, baseline, tmp_path):
+    weights = weights_of(baseline)
+    lost = [name for name in weights if name.startswith("proposal_generator.fcos_head.cls_logits")]
+    wrong = tmp_path / "wrong.pth"
+    torch.save({"model": {k: v for k, v in weights.items() if k not in lost}}, wrong)
+    words = ("MODEL.PRUNE", "True", "MODEL.WEIGHTS", str(wrong))
+    refusal = rf"does not cover the BlendMask .*: {len(lost)} of .*; the first: {lost[0]}"
+    with pytest.raises(PruneError, match=refusal):
+        command(CONFIG, tmp_path / "run", *words)
+    assert lost and not (tmp_path / "run" / "model_pruned.pth").exists()
+    command(CONFIG, tmp_path / "run", *words, "MODEL.PRUNING.ALLOW_MISSING", "['*.cls_logits.*']")
+    assert (tmp_path / "run" / "model_pruned.pth").exists()
+
+
 def test_prune_and_finetune_in_one_command(data, baseline, tmp_path):
     words = ("MODEL.PRUNE", "True", "MODEL.PRUNING.TARGET", "params", "MODEL.PRUNING.SAVE_STRUCT", "False")
     finetune(tmp_path, baseline, *words)

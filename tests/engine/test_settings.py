@@ -87,3 +87,18 @@ def test_prune_may_not_overwrite_its_weights(tmp_path, spelling):
     cfg = tiny_cfg("MODEL.PRUNE", True, "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", weights)
     with pytest.raises(PruneError, match="which MODEL.PRUNE would overwrite"):
         check_modes(cfg)
+
+
+@pytest.mark.parametrize("iterations", [0, -5])
+def test_a_fine_tuning_of_no_iterations_is_refused(iterations):
+    cfg = tiny_cfg("MODEL.FINETUNE", True, "MODEL.WEIGHTS", "x.pth", "SOLVER.MAX_ITER", iterations)
+    with pytest.raises(PruneError, match=f"SOLVER.MAX_ITER is {iterations}; expected at least 1"):
+        check_modes(cfg)
+
+
+@pytest.mark.parametrize("mode", ["PRUNE", "FINETUNE"])
+@pytest.mark.parametrize("key", ["TRAIN", "TEST"])
+def test_an_unknown_data_set_is_named_before_any_work(mode, key):
+    cfg = tiny_cfg(f"MODEL.{mode}", True, "MODEL.WEIGHTS", "x.pth", f"DATASETS.{key}", ("nowhere",))
+    with pytest.raises(PruneError, match=f"DATASETS.{key} names 'nowhere', which is not registered"):
+        check_modes(cfg)
