@@ -9,12 +9,11 @@ from typing import Any
 
 from detectron2.config import CfgNode, LazyConfig
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from d2prune.config import get_cfg
 from d2prune.config.reading import found_beside, import_modules
-from d2prune.config.safe_yaml import read_mapping
 from d2prune.errors import PruneError
+from d2prune.lazy.reading import read_lazy_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +32,12 @@ def read_lazy_config(file: str, opts: Sequence[str] = (), imports: Sequence[str]
         imports: modules to import first: they register data sets and models.
 
     Raises:
-        PruneError: if the file or a module is missing, it is no LazyConfig or is YAML of more than plain
-            values, a key under ``prune`` is unknown
-            or of another type, or an option names a key that nothing reads.
+        PruneError: if the file or a module is missing, it is no LazyConfig, it is YAML that holds more than
+            plain values, a key under ``prune`` is unknown or of another type, or an option names a key that
+            nothing reads.
     """
     import_modules(imports)
-    if not os.path.isfile(file):
-        raise PruneError(f"--config-file {file!r} does not exist")
-    if not file.endswith((".py", ".yaml", ".yml")):
-        raise PruneError(f"--config-file {file!r} is no LazyConfig: expected .py, .yaml or .yml")
-    if file.endswith(".py"):
-        logger.info("'%s' is Python code and is run", file)
-        config = LazyConfig.load(file)
-    else:
-        config = read_lazy_yaml(file)
+    config = _loaded(file)
     missing = [name for name in ("model", "train") if name not in config]
     if missing:
         raise PruneError(f"{file} has no {missing[0]!r}: expected a LazyConfig (model, dataloader, train, …)")
@@ -64,21 +55,15 @@ def read_lazy_config(file: str, opts: Sequence[str] = (), imports: Sequence[str]
     return config
 
 
-def read_lazy_yaml(file: str) -> DictConfig:
-    """Read a LazyConfig as LazyConfig.load does, which would run what the file's tags name.
-
-    ``_target_`` still names what instantiating it calls.
-
-    Args:
-        file: path of the YAML file.
-
-    Raises:
-        PruneError: if the file holds anything but keys and plain values.
-    """
-    try:
-        return OmegaConf.create(read_mapping(file), flags={"allow_objects": True})
-    except OmegaConfBaseException as error:
-        raise PruneError(f"'{file}': {error}") from error
+def _loaded(file: str) -> DictConfig:
+    if not os.path.isfile(file):
+        raise PruneError(f"--config-file {file!r} does not exist")
+    if file.endswith(".py"):
+        logger.info("'%s' is Python code and is run", file)
+        return LazyConfig.load(file)
+    if file.endswith((".yaml", ".yml")):
+        return read_lazy_yaml(file)
+    raise PruneError(f"--config-file {file!r} is no LazyConfig: expected .py, .yaml or .yml")
 
 
 def prune_defaults() -> dict[str, Any]:

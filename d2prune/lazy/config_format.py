@@ -18,8 +18,8 @@ from d2prune.engine.config_format import ConfigFormat, Mapper
 from d2prune.engine.outputs import SPEC_FILE, same_script
 from d2prune.errors import PruneError
 from d2prune.files import atomic_write
-from d2prune.lazy.config import read_lazy_yaml
 from d2prune.lazy.model import as_pruned, as_unpruned
+from d2prune.lazy.reading import read_lazy_yaml
 
 PYTHON_FILE = """\
 # The pruned model's config: the one that it was pruned with, changed. Written by d2prune, because that

@@ -19,7 +19,7 @@ FPN = Step("fpn", {"MODEL.FPN.OUT_CHANNELS": 24})
     "text, says",
     [
         (None, "does not exist"),
-        ("a: [", "is no YAML"),
+        ("a: [", "line 1: while parsing"),
         ("", "expected steps"),
         ("- a", "expected steps"),
         ("a: 3", "expected steps"),
