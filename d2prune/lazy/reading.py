@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import yaml
@@ -38,6 +39,21 @@ def _class(loader: _LazyLoader, name: str, node: yaml.Node) -> type[nn.Module]:
     return found
 
 
+def _partial(loader: _LazyLoader, node: yaml.Node) -> partial[nn.Module]:
+    """A class of a network with some of its arguments, ViTDet's ``norm_layer`` say; calls nothing."""
+    fields = loader.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else {}
+    state = fields.get("state")
+    if fields.keys() != {"args", "state"} or not (isinstance(state, tuple) and len(state) == 4):
+        loader.refuse(node)
+    kind, given, named, attributes = state
+    network = isinstance(kind, type) and issubclass(kind, nn.Module) and fields["args"] == [kind]
+    values = named.values() if isinstance(named, dict) and not given and attributes is None else [object]
+    if not (network and all(isinstance(value, bool | int | float | str | None) for value in values)):
+        loader.refuse(node)
+    return partial(kind, **named)
+
+
+_LazyLoader.add_constructor(f"{TAGS}python/object/apply:functools.partial", _partial)
 _LazyLoader.add_constructor(f"{TAGS}python/object:detectron2.layers.shape_spec.ShapeSpec", _shape_spec)
 _LazyLoader.add_multi_constructor(f"{TAGS}python/name:", _class)
 
@@ -51,7 +67,7 @@ def read_lazy_yaml(file: str) -> DictConfig:
         file: path of the YAML file.
 
     Raises:
-        PruneError: if the file holds anything but keys, plain values, ShapeSpecs and classes of networks.
+        PruneError: if the file holds anything but keys, plain values, ShapeSpecs and classes of networks (partials, too).
     """
     content: Any = read_mapping(file, _LazyLoader)
     try:

@@ -7,6 +7,7 @@ from detectron2 import model_zoo
 from detectron2.config import LazyConfig
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from omegaconf import OmegaConf, SCMode
+from torch import nn
 
 from d2prune.errors import PruneError
 from d2prune.lazy.config import read_lazy_config
@@ -78,6 +79,29 @@ def test_a_class_is_not_imported(path, tmp_path, monkeypatch):
 def test_a_shape_is_four_numbers(path, fields):
     path.write_text(f"a: {SHAPE} {fields}\n")
     with pytest.raises(PruneError, match="line 1 holds the tag '!!python/object', which is not executed"):
+        read_lazy_yaml(str(path))
+
+
+PARTIAL = """\
+a: !!python/object/apply:functools.partial
+  args: [{0}]
+  state: !!python/tuple [{0}, !!python/tuple [], {1}, null]
+"""
+NORM = "!!python/name:torch.nn.modules.normalization.LayerNorm ''"
+
+
+def test_a_network_class_with_arguments_is_data(path):
+    path.write_text(PARTIAL.format(NORM, "{eps: 1.0e-06}"))
+    made = read_lazy_yaml(str(path)).a
+    assert made.func is nn.LayerNorm and made.keywords == {"eps": 1e-6} and not made.args
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"), [("x", "{}"), (NORM, "{eps: [1]}"), (NORM, "1"), ("!!python/name:os.mkdir ''", "{}")]
+)
+def test_a_partial_of_anything_else_is_refused(path, kind, named):
+    path.write_text(PARTIAL.format(kind, named))
+    with pytest.raises(PruneError, match="which is not executed"):
         read_lazy_yaml(str(path))
 
 

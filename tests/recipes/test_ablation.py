@@ -26,7 +26,7 @@ FC1, MLP1 = "roi_heads.box_head.fc1", "backbone.bottom_up.block4.0.mlp.fc1"
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def weights(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("baseline") / "model_final.pth"
     torch.save({"model": tiny_lsk().state_dict()}, path)
     return str(path)
