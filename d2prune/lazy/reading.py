@@ -67,7 +67,7 @@ def read_lazy_yaml(file: str) -> DictConfig:
         file: path of the YAML file.
 
     Raises:
-        PruneError: if the file holds anything but keys, plain values, ShapeSpecs and classes of networks (partials, too).
+        PruneError: if the file holds anything but keys, plain values, ShapeSpecs and network classes.
     """
     content: Any = read_mapping(file, _LazyLoader)
     try:
