@@ -8,9 +8,12 @@ from typing import Protocol, TypeVar
 from torch import nn
 
 from d2prune.checkpoint.fitting import fit
-from d2prune.checkpoint.reader import read_checkpoint, read_spec
+from d2prune.checkpoint.reader import read_checkpoint, spec_in
 from d2prune.checkpoint.refusals import check_base, no_spec
 from d2prune.checkpoint.writer import checkpoint_data, write_checkpoint
+from d2prune.core.copies import on_meta
+from d2prune.core.cut.spec import PruneSpec
+from d2prune.errors import MISFITS, PruneError
 from d2prune.rebuild import rebuild, spec_of_model
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -35,15 +38,32 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
             (a patched fork builds it so); changed in place and returned.
 
     Raises:
-        PruneError: if the file is missing, damaged, holds no spec, or is of another model.
+        PruneError: if the file is missing, damaged, holds no spec, or is of another model. The model is
+            not changed then.
     """
-    spec = read_spec(path)
+    checkpoint = read_checkpoint(path)
+    spec = spec_in(path, checkpoint)
     if spec is None:
         raise no_spec(path)
     check_base(path, spec, model)
-    if spec_of_model(model) != spec:
+    if spec_of_model(model) == spec:
+        fit(os.fspath(path), model, checkpoint)
+    else:
+        fit(os.fspath(path), _resized_sizes(path, model, spec), checkpoint)
         rebuild(model, spec)
-    checkpoint = read_checkpoint(path)
-    fit(os.fspath(path), model, checkpoint)
     model.load_state_dict(checkpoint["model"], strict=False)  # fit() has checked what may be missing
     return model
+
+
+def _resized_sizes(path: str | os.PathLike[str], model: Model, spec: PruneSpec) -> Model:
+    """Return a copy of ``model`` on meta, resized: whatever a spec breaks, it breaks there."""
+    try:
+        return rebuild(on_meta(model), spec)
+    except PruneError as error:
+        raise PruneError(f"'{path}': {error}") from error
+    except (*MISFITS, SyntaxError, MemoryError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise PruneError(
+            f"'{path}': its pruning spec does not fit this {type(model).__name__} "
+            f"({type(error).__name__}: {reason}); expected a spec that was made for it"
+        ) from error

@@ -10,9 +10,10 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
-from d2prune.checkpoint.fitting import fit, may_differ, training_branches
+from d2prune.checkpoint.fitting import fit, unfilled
 from d2prune.checkpoint.reader import read_checkpoint, read_pickle
 from d2prune.checkpoint.refusals import missing
+from d2prune.checkpoint.values import check_kinds, first_not_finite
 from d2prune.checkpoint.writer import additions, write_checkpoint
 from d2prune.errors import PruneError
 from d2prune.files import atomic_write
@@ -23,8 +24,21 @@ logger = logging.getLogger(__name__)
 class _InertFiles(Checkpointer):
     """The base class behind DetectionCheckpointer that reads and writes files by d2prune's own functions."""
 
+    _path = ""  # of the file that is being loaded
+
     def _load_file(self, f: str) -> dict[str, Any]:
         return read_checkpoint(f)
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        """Load weights that have the model's names by now; of a pruned file they are checked already."""
+        weights = checkpoint["model"]
+        self._convert_ndarray_to_tensor(weights)
+        check_kinds(self._path, self.model.state_dict(), weights)
+        strict = "prune_spec" in checkpoint
+        name = None if strict else first_not_finite(self.model, weights)
+        if name is not None:
+            logger.warning("'%s' holds NaN or infinity in '%s'", self._path, name)
+        return super()._load_model(checkpoint)
 
     def save(self, name: str, **kwargs: Any) -> None:
         if not self.save_dir or not self.save_to_disk:
@@ -46,9 +60,13 @@ class PruningCheckpointer(DetectionCheckpointer, _InertFiles):
     """A DetectionCheckpointer for pruned models.
 
     Saving a pruned model adds ``prune_spec`` and (unless :attr:`save_struct` is False) ``struct``.
-    After a load :attr:`unfilled` names the model's weights that the file lacks, or has in another shape.
     Files are written whole or not at all. Loading runs no pickled code; a pruned checkpoint loads
     strictly, and only into a model with its spec.
+
+    Attributes:
+        save_struct: whether a pruned model's file gets ``struct``.
+        unfilled: after :meth:`load`, the names in the model's state dict that the file did not fill: it
+            lacks them, or has them in another shape. What only training needs or counts is left out.
     """
 
     save_struct = True
@@ -58,10 +76,11 @@ class PruningCheckpointer(DetectionCheckpointer, _InertFiles):
         """Load as DetectionCheckpointer does.
 
         Raises:
-            PruneError: if the file is missing or damaged, if only one of file and model is pruned, or if
-                they are pruned differently. The model is not changed then.
+            PruneError: if the file is missing or damaged, if only one of file and model is pruned, if they
+                are pruned differently, or if weights are of another kind of number. The model is not
+                changed then.
         """
-        self._path = path
+        self._path, self.unfilled = path, ()
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise missing(path)
         try:
@@ -84,11 +103,7 @@ class PruningCheckpointer(DetectionCheckpointer, _InertFiles):
     def _load_model(self, checkpoint: Any) -> Any:
         fit(self._path, self.model, checkpoint)
         incompatible = super()._load_model(checkpoint)
-        branches = training_branches(self.model)
-        lacking = dict.fromkeys(
-            [*incompatible.missing_keys, *(row[0] for row in incompatible.incorrect_shapes)]
-        )
-        self.unfilled = tuple(name for name in lacking if not may_differ(name, branches))
+        self.unfilled = unfilled(self.model, incompatible)
         return incompatible
 
     def save(self, name: str, **kwargs: Any) -> None:

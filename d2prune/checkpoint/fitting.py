@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from d2prune.adapters import find_adapter
-from d2prune.checkpoint.reader import kind_of
+from d2prune.checkpoint.reader import kind_of, spec_in
 from d2prune.checkpoint.refusals import no_spec, other_model
+from d2prune.checkpoint.values import check_kinds, first_not_finite
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.errors import PruneError
 from d2prune.modeling.norm_names import rename_separate_norms
@@ -24,21 +25,34 @@ logger = logging.getLogger(__name__)
 def fit(path: str, model: nn.Module, checkpoint: dict[str, Any]) -> None:
     """Rename the weights of ``checkpoint``, in place, and check them if it or ``model`` is pruned.
 
+    Args:
+        path: the file, for messages.
+        model: the model that the weights are for, which may be on the meta device.
+        checkpoint: the file's entries.
+
     Raises:
-        PruneError: if it holds no weights, if only one of file and model is pruned, or if they are pruned
-            differently.
+        PruneError: if it holds no weights, if only one of file and model is pruned, if they are pruned
+            differently, or if weights of a pruned one are of another kind of number or not finite.
     """
-    weights, held, spec = checkpoint["model"], checkpoint.get("prune_spec"), spec_of_model(model)
+    weights, held, spec = checkpoint["model"], spec_in(path, checkpoint), spec_of_model(model)
     _check_tensors(path, weights)
     _strip_module(weights)
     wanted = set(model.state_dict())
     rename_separate_norms(weights, wanted)
     _rename_old(weights, wanted, model)
     if held is not None:
-        _check_same_spec(path, PruneSpec.from_dict(held), spec, model)
+        _check_same_spec(path, held, spec, model)
     if held is not None or spec is not None:
         weights.update({name: torch.as_tensor(value) for name, value in weights.items()})
         _check_strict(path, model, weights, has_spec=held is not None)
+        check_kinds(path, model.state_dict(), weights)
+        _check_finite(path, model, weights)
+
+
+def _check_finite(path: str, model: nn.Module, weights: dict[str, Any]) -> None:
+    name = first_not_finite(model, weights)
+    if name is not None:
+        raise PruneError(f"'{path}' holds NaN or infinity in '{name}'; expected finite weights")
 
 
 def _check_tensors(path: str, weights: Any) -> None:
@@ -99,6 +113,22 @@ def training_branches(model: nn.Module) -> tuple[str, ...]:
     """Return the prefixes of the branches that only training runs."""
     adapter = find_adapter(model)
     return tuple(f"{branch}." for branch in adapter.training_only(model)) if adapter is not None else ()
+
+
+def unfilled(model: nn.Module, incompatible: Any) -> tuple[str, ...]:
+    """Return the names in the state dict of ``model`` that a file did not fill, in its order.
+
+    Left out are keys that may differ, and tensors that are filled under another name.
+
+    Args:
+        model: the model after the weights were loaded.
+        incompatible: what ``_load_model`` of Detectron2's checkpointer returned.
+    """
+    own, branches = model.state_dict(keep_vars=True), training_branches(model)
+    gaps = {*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)}
+    filled = {id(tensor) for name, tensor in own.items() if name not in gaps}
+    lacking = [name for name, tensor in own.items() if name in gaps and id(tensor) not in filled]
+    return tuple(name for name in lacking if not may_differ(name, branches))
 
 
 def may_differ(key: str, branches: tuple[str, ...]) -> bool:

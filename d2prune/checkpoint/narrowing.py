@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from d2prune.checkpoint.values import same_kind
+
 
 @dataclass(frozen=True)
 class TensorRow:
@@ -65,7 +67,9 @@ def _fill(name: str, tensor: Tensor, held: Tensor | None) -> TensorRow:
         return TensorRow(name, None, wanted, "fresh")
     shape = tuple(held.shape)
     fits = len(shape) == len(wanted) and all(h >= w for h, w in zip(shape, wanted, strict=True))
-    if not fits or shape[2:] != wanted[2:]:  # a kernel's middle is not its corner
+    if (
+        not fits or shape[2:] != wanted[2:] or not same_kind(tensor, held)
+    ):  # a kernel's middle isn't its corner
         return TensorRow(name, shape, wanted, "skipped")
     tensor.copy_(held[tuple(slice(size) for size in wanted)])
     return TensorRow(name, shape, wanted, "taken" if shape == wanted else "sliced")

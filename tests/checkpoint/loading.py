@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from contextlib import contextmanager
+
 import pytest
 
 from d2prune.checkpoint import PruningCheckpointer
@@ -21,3 +24,15 @@ def untouched(model, path, message=None):
         with pytest.raises(PruneError, match=message):
             checkpointer.load(str(path))
     assert equal(snapshot(model), before)
+
+
+@contextmanager
+def modest(most=1 << 24):
+    """What happens inside never holds more than this many bytes of Python's memory."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < most

@@ -231,3 +231,48 @@ def test_build_from_cfg_is_ready_to_use(saved, result):
 
     model = build_from_cfg(tiny_cfg("MODEL.WEIGHTS", str(saved)))
     assert not model.training and equal(detect(model), detect(result.model))
+
+
+def unfilled(model, path):
+    checkpointer = PruningCheckpointer(model)
+    checkpointer.load(str(path))
+    return checkpointer.unfilled
+
+
+def test_what_a_file_leaves_unfilled_is_told(tmp_path):
+    model = tiny_model()
+    weights = model.state_dict()
+    torch.save({"model": weights}, tmp_path / "x.pth")
+    assert unfilled(model, tmp_path / "x.pth") == ()
+    weights = {k: v for k, v in weights.items() if k not in ("top_layer.bias", "pixel_mean")}
+    weights = {k: v for k, v in weights.items() if not k.startswith("basis_module.seg_head.")}
+    weights = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+    weights["top_layer.weight"] = weights["top_layer.weight"][:1]
+    torch.save({"model": weights}, tmp_path / "x.pth")
+    assert unfilled(model, tmp_path / "x.pth") == ("top_layer.weight", "top_layer.bias")
+
+
+def test_a_backbones_file_leaves_the_rest_unfilled(tmp_path):
+    model = tiny_model()
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(zoo(model)))
+    names = unfilled(model, tmp_path / "x.pkl")
+    assert "top_layer.weight" in names and not any(n.startswith("backbone.bottom_up.") for n in names)
+
+
+def test_unfilled_is_of_the_last_load(saved, fresh, tmp_path):
+    checkpointer = PruningCheckpointer(fresh)
+    checkpointer.unfilled = ("before",)
+    checkpointer.load(str(saved))
+    assert checkpointer.unfilled == ()
+    checkpointer.unfilled = ("before",)
+    with pytest.raises(PruneError):
+        checkpointer.load(str(tmp_path / "missing.pth"))
+    assert checkpointer.unfilled == ()
+
+
+def test_a_tied_weight_is_filled_by_its_other_name(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    weights = {k: v for k, v in model.state_dict().items() if k != "1.weight"}
+    torch.save({"model": weights}, tmp_path / "x.pth")
+    assert unfilled(model, tmp_path / "x.pth") == ()

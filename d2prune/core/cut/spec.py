@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from d2prune.core.cut.spec_rows import check_keys, check_plain, fields_of, plain_json, row_of, table
 from d2prune.core.layers.kinds import Keep, groups_after, module_at, widths_of
 from d2prune.core.literals.changes import Attributes, CodeChanges
 from d2prune.core.literals.scales import Ranges, combined
@@ -62,7 +63,7 @@ class PruneSpec:
     def to_json(self) -> str:
         """Return JSON with one layer or module per line, so that two specs can be compared with diff."""
         parts: dict[str, dict[str, Any]] = {
-            "layers": {name: _row(keep, self.widths[name]) for name, keep in self.layers.items()},
+            "layers": {name: row_of(keep, self.widths[name]) for name, keep in self.layers.items()},
             "attributes": {module: dict(values) for module, values in self.attributes.items()},
             "scales": dict(self.scales),
             "calls": {module: [vars(call) for call in calls] for module, calls in self.calls.items()},
@@ -70,7 +71,7 @@ class PruneSpec:
         }
         head = {"version": self.version, "base": self.base, "written_by": dict(self.written_by)}
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items() if value]
-        lines += [f"{json.dumps(k)}: {_table(rows)}" for k, rows in parts.items() if rows or k == "layers"]
+        lines += [f"{json.dumps(k)}: {table(rows)}" for k, rows in parts.items() if rows or k == "layers"]
         return "{" + ",\n".join(lines) + "}\n"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -92,8 +93,8 @@ class PruneSpec:
             PruneError: if the text is not such a spec, or of a version this package can't read.
         """
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = plain_json(text)
+        except ValueError as error:
             raise PruneError(f"not a pruning spec: {error}") from error
         return cls.from_dict(data)
 
@@ -104,89 +105,31 @@ class PruneSpec:
 
     @classmethod
     def from_dict(cls, data: Any) -> PruneSpec:
-        """Read the data of :meth:`to_dict`; raise PruneError as :meth:`from_json` does."""
-        if not isinstance(data, dict) or not {"version", "base", "layers"} <= set(data):
-            raise PruneError("not a pruning spec: expected the keys version, base, layers")
-        if data["version"] not in (1, VERSION):
-            raise PruneError(
-                f"pruning spec version is {data['version']!r}; this d2prune reads versions 1 and {VERSION}"
-            )
+        """Read the data of :meth:`to_dict`; every type and limit is checked.
+
+        Args:
+            data: a dict; anything else is refused.
+
+        Raises:
+            PruneError: as :meth:`from_json` does.
+        """
         try:
-            layers = {name: _keep(row) for name, row in data["layers"].items()}
-            widths = {name: (_before(row, "out"), _before(row, "in")) for name, row in data["layers"].items()}
-            code = _code(data)
-            old = data.get("corrections", {}).items()
-            corrections = {name: tuple(Correction.from_row(row) for row in rows) for name, rows in old}
-            written_by = {str(k): str(v) for k, v in data.get("written_by", {}).items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise PruneError(f"not a pruning spec: a layer's row is malformed ({error!r})") from error
-        base, version = str(data["base"]), data["version"]
-        spec = cls(base, layers, widths, corrections=corrections, version=version, written_by=written_by)
-        return spec.with_code(code)
+            check_keys(data)
+            _check_version(data["version"])
+            check_plain(data)
+            return cls(**fields_of(data))
+        except PruneError:
+            raise
+        except (ValueError, MemoryError) as error:
+            raise PruneError(f"not a pruning spec: {error}") from error
 
 
-def _table(rows: Mapping[str, Any]) -> str:
-    return (
-        "{\n" + ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()) + "\n}"
-    )
-
-
-def _code(data: Mapping[str, Any]) -> CodeChanges:
-    def pair(values: Sequence[Any]) -> tuple[int, int]:
-        before, after = values
-        return _whole(before), _whole(after)
-
-    def scale(values: Sequence[Any]) -> tuple[int, int, float]:
-        start, stop, factor = values
-        return _whole(start), _whole(stop), float(factor)
-
-    def call(row: Mapping[str, Any]) -> CallChange:
-        functions = tuple(str(name) for name in row["functions"])
-        numbers = tuple(
-            (_whole(place), number if type(number) is float else _whole(number))
-            for place, number in row["numbers"]
-        )
-        return CallChange(functions, _whole(row["line"]), _whole(row["ordinal"]), str(row["text"]), numbers)
-
-    return CodeChanges(
-        {m: {str(n): pair(v) for n, v in values.items()} for m, values in data.get("attributes", {}).items()},
-        {layer: tuple(scale(v) for v in rows) for layer, rows in data.get("scales", {}).items()},
-        {module: tuple(call(row) for row in rows) for module, rows in data.get("calls", {}).items()},
-    )
-
-
-def _row(keep: Keep, widths: tuple[int | None, int | None]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for axis, kept, before in (("out", keep.out, widths[0]), ("in", keep.inp, widths[1])):
-        if kept is not None:
-            row[axis] = {"before": before, "after": len(kept), "kept": list(kept)}
-    if keep.groups is not None:
-        row["groups"] = keep.groups
-    return row
-
-
-def _keep(row: Mapping[str, Any]) -> Keep:
-    out, inp = (_positions(row[axis]) if axis in row else None for axis in ("out", "in"))
-    return Keep(out, inp, _whole(row["groups"]) if "groups" in row else None)
-
-
-def _positions(cell: Mapping[str, Any]) -> tuple[int, ...]:
-    kept = tuple(_whole(i) for i in cell["kept"])
-    if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= cell["before"]:
-        raise ValueError(f"kept positions must be sorted, distinct and in [0, {cell['before']})")
-    if cell["after"] != len(kept):
-        raise ValueError(f"'after' is {cell['after']!r}, but {len(kept)} positions are kept")
-    return kept
-
-
-def _whole(number: Any) -> int:
-    if type(number) is not int:  # neither 3.7, which int() would cut, nor True
-        raise TypeError(f"{number!r} is not an integer")
-    return number
-
-
-def _before(row: Mapping[str, Any], axis: str) -> int | None:
-    return _whole(row[axis]["before"]) if axis in row else None
+def _check_version(version: Any) -> None:
+    if type(version) is not int or version not in (1, VERSION):
+        small = type(version) is not int or abs(version) < 1000  # Python writes no number of 5000 digits
+        plain = small and type(version) in (int, str, bool, float, type(None))
+        shown = repr(version)[:50] if plain else f"a {type(version).__name__}"
+        raise PruneError(f"pruning spec version is {shown}; this d2prune reads versions 1 and {VERSION}")
 
 
 def positions_removed(plan: PrunePlan) -> dict[Site, set[int]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.core.layers.kinds import (
     cut,
+    groups_after,
     module_at,
     select,
     widths_of,
@@ -34,7 +35,7 @@ def resize(model: Model, spec: PruneSpec) -> Model:
             are checked before anything is changed.
     """
     for name in spec.layers:
-        _check(model, name, spec.widths[name])
+        _check(model, name, spec)
     for name, keep in spec.layers.items():
         target = module_at(model, name)
         if not isinstance(target, Tensor):
@@ -45,10 +46,11 @@ def resize(model: Model, spec: PruneSpec) -> Model:
     return model
 
 
-def _check(model: nn.Module, name: str, expected: tuple[int | None, int | None]) -> None:
+def _check(model: nn.Module, name: str, spec: PruneSpec) -> None:
+    keep, expected = spec.layers[name], spec.widths[name]
     try:
         found = widths_of(model, name)
-    except AttributeError:
+    except (AttributeError, IndexError):  # not there, or a scalar
         raise PruneError(
             f"the pruning spec cuts layer '{name}', which this {type(model).__name__} does not have"
         ) from None
@@ -57,6 +59,10 @@ def _check(model: nn.Module, name: str, expected: tuple[int | None, int | None])
             raise PruneError(
                 f"layer '{name}' has {now} {axis} channels; the pruning spec was made for {before}"
             )
+    target = module_at(model, name)
+    groups = groups_after(target, len(keep.out)) if keep.out is not None else None
+    if keep.groups != groups:
+        raise PruneError(f"layer '{name}' would have {groups} groups; the pruning spec has {keep.groups}")
 
 
 def mask(model: Model, spec: PruneSpec, plan: PrunePlan | None = None) -> Model:

@@ -51,9 +51,11 @@ def check_changes(model: nn.Module, changes: CodeChanges) -> None:
     for path, values in changes.attributes.items():
         for name, (before, _) in values.items():
             found = getattr(modules[path], name, None)
-            if found != before:
+            whole = isinstance(found, int) and not isinstance(found, bool)  # comparing a tensor gives one
+            if not whole or found != before:
+                shown = found if whole or found is None else f"a {type(found).__name__}"
                 raise PruneError(
-                    f"attribute {name} of '{path}' is {found}; the pruning spec was made for {before}"
+                    f"attribute {name} of '{path}' is {shown}; the pruning spec was made for {before}"
                 )
     for path, calls in changes.calls.items():
         changed_class(modules[path], calls)
