@@ -256,7 +256,7 @@ def test_a_backbones_file_leaves_the_rest_unfilled(tmp_path):
     model = tiny_model()
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(zoo(model)))
     names = unfilled(model, tmp_path / "x.pkl")
-    assert "top_layer.weight" in names and not any(n.startswith("backbone.bottom_up.") for n in names)
+    assert "top_layer.weight" in names and not any(n.startswith("backbone.bottom_up.") for n in each(names))
 
 
 def test_unfilled_is_of_the_last_load(saved, fresh, tmp_path):
