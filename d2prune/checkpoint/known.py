@@ -121,7 +121,9 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")  # how pickle's protocol 2 writes bytes
 
 
-def _tensor(storage: Any, *place: Any) -> Tensor:
+def _tensor(storage: Any, *place: Any) -> Tensor | Skipped:
+    if isinstance(storage, Skipped):
+        return Skipped("torch.Tensor", "is not read")
     if not isinstance(storage, torch.storage.TypedStorage):
         raise pickle.UnpicklingError("a tensor without a storage")
     tensor: Tensor = torch._utils._rebuild_tensor(storage, *place)
@@ -130,10 +132,11 @@ def _tensor(storage: Any, *place: Any) -> Tensor:
 
 def _tensor_v2(
     storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, metadata: Any = None
-) -> Tensor:
+) -> Tensor | Skipped:
     if metadata:
         raise pickle.UnpicklingError("a tensor with metadata, such as a conjugate view")
-    return _tensor(storage, offset, size, stride).requires_grad_(requires_grad is True)
+    tensor = _tensor(storage, offset, size, stride)
+    return tensor.requires_grad_(requires_grad is True) if isinstance(tensor, Tensor) else tensor
 
 
 def _parameter(data: Any, requires_grad: Any, *rest: object) -> Tensor | Skipped:

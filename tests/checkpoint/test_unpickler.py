@@ -245,3 +245,8 @@ def test_states_of_trainers_come_back(tmp_path):
         assert {k: read[k] for k in ("set", "frozen", "complex", "device")} == {
             k: data[k] for k in ("set", "frozen", "complex", "device")
         }
+
+
+def test_tensors_that_plain_pickle_wrote_are_left_out(tmp_path):
+    skipped(tmp_path, torch.ones(2))
+    skipped(tmp_path, nn.Parameter(torch.ones(2)))
