@@ -33,11 +33,11 @@ class _InertFiles(Checkpointer):
         """Load weights that have the model's names by now; of a pruned file they are checked already."""
         weights = checkpoint["model"]
         self._convert_ndarray_to_tensor(weights)
-        check_kinds(self._path, self.model.state_dict(), weights)
-        strict = "prune_spec" in checkpoint
-        name = None if strict else first_not_finite(self.model, weights)
-        if name is not None:
-            logger.warning("'%s' holds NaN or infinity in '%s'", self._path, name)
+        if "prune_spec" not in checkpoint:
+            check_kinds(self._path, self.model.state_dict(), weights)
+            name = first_not_finite(self.model, weights)
+            if name is not None:
+                logger.warning("'%s' holds NaN or infinity in '%s'", self._path, name)
         return super()._load_model(checkpoint)
 
     def save(self, name: str, **kwargs: Any) -> None:

@@ -147,7 +147,7 @@ def _parameter(data: Any, requires_grad: Any, *rest: object) -> Tensor | Skipped
     return nn.Parameter(data, requires_grad is True)
 
 
-def check_keys(keys: Any) -> Any:
+def plain_keys(keys: Any) -> Any:
     """Return keys of a dict, or items of a set, as they are.
 
     Raises:
@@ -161,7 +161,7 @@ def check_keys(keys: Any) -> Any:
 
 
 def _pairs(items: Any = ()) -> OrderedDict[Any, Any]:
-    check_keys(items if isinstance(items, dict) else [key for key, _ in items])
+    plain_keys(items if isinstance(items, dict) else [key for key, _ in items])
     return OrderedDict(items)
 
 
@@ -180,8 +180,8 @@ class Known:
 
 _NDARRAY = Known(lambda *rest: Skipped("numpy.ndarray"))
 _BUILTINS = {
-    "set": Known(lambda items=(): set(check_keys(items))),
-    "frozenset": Known(lambda items=(): frozenset(check_keys(items))),
+    "set": Known(lambda items=(): set(plain_keys(items))),
+    "frozenset": Known(lambda items=(): frozenset(plain_keys(items))),
     "bytes": Known(lambda: b""),  # how protocol 2 writes none
     "complex": Known(lambda real, imaginary=0.0: complex(real, imaginary)),
 }

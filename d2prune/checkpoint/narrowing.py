@@ -67,9 +67,8 @@ def _fill(name: str, tensor: Tensor, held: Tensor | None) -> TensorRow:
         return TensorRow(name, None, wanted, "fresh")
     shape = tuple(held.shape)
     fits = len(shape) == len(wanted) and all(h >= w for h, w in zip(shape, wanted, strict=True))
-    if (
-        not fits or shape[2:] != wanted[2:] or not same_kind(tensor, held)
-    ):  # a kernel's middle isn't its corner
+    fits = fits and shape[2:] == wanted[2:]  # a kernel's middle is not its corner
+    if not fits or not same_kind(tensor, held):
         return TensorRow(name, shape, wanted, "skipped")
     tensor.copy_(held[tuple(slice(size) for size in wanted)])
     return TensorRow(name, shape, wanted, "taken" if shape == wanted else "sliced")

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import torch
 
-from d2prune.checkpoint.known import KNOWN, Known, Skipped, Unbuilt, check_keys
+from d2prune.checkpoint.known import KNOWN, Known, Skipped, Unbuilt, plain_keys
 
 # Opcodes that look up or receive objects from outside of the file.
 _REMOVED = (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER)
@@ -118,16 +118,16 @@ class Unpickler(_PythonsOwn):
         self._onto(list).append(item)
 
     def _add_items(self) -> None:
-        items = check_keys(self.pop_mark())
+        items = plain_keys(self.pop_mark())
         self._onto(set).update(items)
 
     def _set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self._onto(dict)[check_keys((key,))[0]] = value
+        self._onto(dict)[plain_keys((key,))[0]] = value
 
     def _set_items(self) -> None:
         items = self.pop_mark()
-        keys, target = check_keys(items[::2]), self._onto(dict)
+        keys, target = plain_keys(items[::2]), self._onto(dict)
         for key, value in zip(keys, items[1::2], strict=True):
             target[key] = value
 

@@ -108,6 +108,7 @@ class _Run(Generic[Model]):
         curve: tuple[Point, ...] = ()
         if self.budget is None:
             cut, tried = self._best(cutter, self.choices, groups, limits)
+            _warn_collapse(cut, tried)
         else:
             cut, tried, curve = self._within(cutter, self.budget, groups, limits)
         if self.review is not None:
@@ -198,7 +199,6 @@ class _Run(Generic[Model]):
         logger.info(
             "%s is the best on %d batches (loss and change of outputs: %s)", best.way, len(self.judge), costs
         )
-        _warn_collapse(best, min(tried, key=lambda one: one.cost))
         return best, tuple(tried)
 
     def _calibrated(self, free: Sequence[Group]) -> Cutter[Model]:
@@ -237,12 +237,13 @@ def _warn_missed(request: Request, reached: float) -> None:
         )  # fmt: skip
 
 
-def _warn_collapse(cut: Cut[Model], found: Tried) -> None:
-    if found.change > COLLAPSE:
+def _warn_collapse(cut: Cut[Model], tried: Sequence[Tried]) -> None:
+    change = min(tried, key=lambda one: one.cost).change if tried else 0.0
+    if change > COLLAPSE:
         logger.warning(
             "%.0f%% less %s: the outputs differ from the unpruned model's by %.2f of their variance, on data "
             "kept apart: expect little accuracy before fine-tuning; a smaller AMOUNT keeps more",
-            100 * cut.reached, cut.way.request.target, found.change,
+            100 * cut.reached, cut.way.request.target, change,
         )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,19 @@ class Detector:
     weights: str = ""
     rate: float = 1.0
 
-    def __post_init__(self) -> None:
-        self.cfg: CfgNode = read_config(get_cfg(), self.config, [])
-        self.cfg.defrost()
-        self.cfg.MODEL.WEIGHTS = self.weights or str(Path(self.cfg.OUTPUT_DIR) / FINAL_FILE)
-        self.cfg.freeze()
-        self.round_to: int = self.cfg.MODEL.PRUNING.ROUND_TO
+    @cached_property
+    def cfg(self) -> CfgNode:
+        """The config, read when it is first needed, with the trained model's MODEL.WEIGHTS."""
+        cfg = read_config(get_cfg(), self.config, [])
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS = self.weights or str(Path(cfg.OUTPUT_DIR) / FINAL_FILE)
+        cfg.freeze()
+        return cfg
+
+    @property
+    def round_to(self) -> int:
+        """See :class:`Family`."""
+        return int(self.cfg.MODEL.PRUNING.ROUND_TO)
 
     def load(self) -> nn.Module:
         """See :meth:`Family.load`."""

@@ -16,11 +16,13 @@ class Family(Protocol):
 
     Attributes:
         name: the row's name.
-        round_to: what widths are multiples of.
     """
 
     name: str
-    round_to: int
+
+    @property
+    def round_to(self) -> int:
+        """What widths are multiples of."""
 
     def load(self) -> nn.Module:
         """Return the trained model, in eval mode.
