@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def test_a_path_without_a_folder(result, tmp_path, monkeypatch):
 def test_the_files_spec_is_plain_data(saved, result):
     held = torch.load(saved, map_location="cpu", weights_only=True)["prune_spec"]
     assert PruneSpec.from_dict(held) == result.spec
+    assert held["written_by"] == {"d2prune": version("d2prune"), "torch": torch.__version__}
 
 
 def test_a_fresh_process_finds_the_same_by_either_road(saved, result, tmp_path):

@@ -55,6 +55,7 @@ def test_the_contracts_files_are_there_and_read(pruned):
     data = read_checkpoint(pruned / "model_pruned.pth")
     spec = d2prune.PruneSpec.from_json((pruned / "pruning_spec.json").read_text())
     assert read_spec(pruned / "model_pruned.pth") == spec and data["iteration"] == 0
+    assert data["prune_spec"] == spec.to_dict() and spec.written_by["torch"] == torch.__version__
     assert (pruned / "last_checkpoint").read_text() == "model_pruned.pth"
     struct = torch.load(pruned / "model_pruned.pth", weights_only=False)["struct"]
     assert spec_of_model(struct) == spec
