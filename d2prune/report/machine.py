@@ -34,6 +34,8 @@ def device_name(device: torch.device) -> str:
 
 def is_accelerator(device: torch.device) -> bool:
     """Whether work on the device is queued, so that a clock must wait for it."""
+    if not torch.accelerator.is_available():  # torch 2.6 raises where it is asked which one there is
+        return False
     accelerator = torch.accelerator.current_accelerator()
     return accelerator is not None and accelerator.type == device.type
 
