@@ -17,6 +17,7 @@ EXTRAS = {
     # What Detectron2's users need of d2prune; Detectron2 itself is another step, see above.
     "detectron2": [
         "cloudpickle>=2",
+        "filelock>=3.12",
         "fvcore>=0.1.5",
         "jinja2>=3",
         "matplotlib>=3.7",

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from d2prune.errors import PruneError
+
 OURS = ".d2prune-"
 """What the names of temporary files have, so that nobody else's are removed."""
 STALE = 600
@@ -23,10 +25,16 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     Args:
         path: the file to write; its folder must exist.
         mode: "w" (UTF-8 text) or "wb".
+
+    Raises:
+        PruneError: if the disk is full, say; what was at ``path`` before is still there.
     """
     path = Path(path)
     encoding = None if "b" in mode else "utf-8"
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}{OURS}", suffix=".tmp", dir=path.parent)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}{OURS}", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise _unwritten(path, error) from error
     try:
         with os.fdopen(handle, mode, encoding=encoding) as file:
             yield file
@@ -34,9 +42,17 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        # torch.save goes on to close its file, and then tells of that.
+        for cause in (error, error.__context__):
+            if isinstance(cause, OSError):
+                raise _unwritten(path, cause) from error
         raise
+
+
+def _unwritten(path: Path, error: OSError) -> PruneError:
+    return PruneError(f"'{path}' can't be written: {error.strerror or error}")
 
 
 def sweep(folder: str | os.PathLike[str]) -> None:

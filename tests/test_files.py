@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 
 import pytest
+import torch
 
+from d2prune.checkpoint.writer import write_checkpoint
+from d2prune.errors import PruneError
 from d2prune.files import STALE, atomic_write, sweep
 
 
@@ -28,13 +33,34 @@ def test_others_see_the_file_before_until_the_end(tmp_path):
     assert path.read_text() == "after"
 
 
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_leaves_the_file_before(tmp_path, error):
     path = tmp_path / "a"
     path.write_text("before")
     with pytest.raises(error), atomic_write(path) as file:
         file.write("half")
         raise error
+    assert path.read_text() == "before" and os.listdir(tmp_path) == ["a"]
+
+
+@pytest.fixture
+def small_disk():
+    """Files of this process may have 100,000 bytes."""
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, kept[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_full_disk_is_an_error_in_one_line(tmp_path, small_disk):
+    path = tmp_path / "a"
+    path.write_text("before")
+    with pytest.raises(PruneError, match="a' can't be written: File too large$"), atomic_write(path) as file:
+        file.write("x" * 200_000)
+    with pytest.raises(PruneError, match="a' can't be written: File too large$"):
+        write_checkpoint({"weights": torch.zeros(100_000), "more": torch.zeros(10)}, path)
     assert path.read_text() == "before" and os.listdir(tmp_path) == ["a"]
 
 
@@ -50,7 +76,8 @@ def test_the_umask_is_respected_and_kept(tmp_path):
 
 
 def test_a_missing_folder_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "missing" / "a"):
+    expected = "missing/a' can't be written: No such file or directory$"
+    with pytest.raises(PruneError, match=expected), atomic_write(tmp_path / "missing" / "a"):
         pass
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
+from torch import nn
 
 from d2prune.checkpoint.fitting import fit, unfilled
 from d2prune.checkpoint.reader import read_checkpoint, read_pickle
@@ -43,6 +44,7 @@ class _InertFiles(Checkpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         if not self.save_dir or not self.save_to_disk:
             return
+        _refuse_diverged(self.model, f"{name}.pth")
         data = {"model": self.model.state_dict()}
         data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
         file = Path(self.save_dir) / f"{name}.pth"
@@ -107,9 +109,25 @@ class PruningCheckpointer(DetectionCheckpointer, _InertFiles):
         return incompatible
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``name``.pth to ``save_dir``, and its name to ``last_checkpoint``."""
+        """Write ``name``.pth to ``save_dir``, and its name to ``last_checkpoint``.
+
+        Raises:
+            PruneError: if a weight is NaN or infinite, or the file can't be written. The last checkpoint is
+                left as it is.
+        """
         with_struct = self.save_struct and self.save_to_disk
         super().save(name, **additions(self.model, with_struct), **kwargs)
+
+
+def _refuse_diverged(model: nn.Module, file: str) -> None:
+    name = first_not_finite(model, model.state_dict())
+    if name is not None:
+        raise PruneError(
+            f"'{name}' is NaN or infinite, the training has diverged: {file} is not written, and the "
+            "checkpoint before stays the last. Lower SOLVER.BASE_LR, or set "
+            "SOLVER.CLIP_GRADIENTS.ENABLED True",
+            keys=("SOLVER.BASE_LR", "SOLVER.CLIP_GRADIENTS.ENABLED True"),
+        )
 
 
 def _of_pycls(path: str) -> dict[str, Any]:

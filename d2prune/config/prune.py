@@ -51,6 +51,8 @@ def add_prune_config(cfg: CfgNode) -> None:
     keys.PRUNING.ROUND_TO = 8
     # Patterns over names of weights that MODEL.WEIGHTS may lack (a new head's, say); others are refused.
     keys.PRUNING.ALLOW_MISSING = []
+    # Pass over images of DATASETS.TRAIN that can't be read, and say so; else they end the run.
+    keys.PRUNING.SKIP_UNREADABLE = False
     # (height, width) in pixels that MACs are counted on; empty: the config's test size.
     keys.PRUNING.INPUT_SIZE = ()
     # Prove that the pruned model equals the masked one (seconds; fails the run if it does not).

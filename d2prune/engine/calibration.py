@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from d2prune.core.plan.criteria import AUTO, criterion_of
+from d2prune.data.unreadable import UnreadableImageError, name_unreadable
 from d2prune.engine.held_out import held_out_files
 from d2prune.errors import PruneError
 from d2prune.pruning.calibration import Data, check_repair
@@ -27,7 +28,8 @@ def calibration_data(cfg: CfgNode, load: Load) -> Data | None:
     All ranks must call it, because loaders agree on a seed; the first one's images are used.
 
     Raises:
-        PruneError: if the keys ask for images that are not there, or REPAIR is unknown.
+        PruneError: if the keys ask for images that are not there, an image can't be read, or REPAIR is
+            unknown.
     """
     keys = cfg.MODEL.PRUNING
     count, needs = keys.CALIBRATION_IMAGES, keys.CRITERION != AUTO and criterion_of(keys.CRITERION).needs
@@ -41,9 +43,12 @@ def calibration_data(cfg: CfgNode, load: Load) -> Data | None:
     if not count or not (needs or keys.CRITERION == AUTO or keys.REPAIR):
         return None
     try:
-        images = list(_first(load(cfg), count, held_out_files(cfg)))
+        batches = name_unreadable(load(cfg), keys.SKIP_UNREADABLE)
+        images = list(_first(batches, count, held_out_files(cfg)))
         if not images:
             raise PruneError(f"{cfg.DATASETS.TRAIN} has no images")
+    except UnreadableImageError:
+        raise
     except MISSING as error:
         if needs:
             raise PruneError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -15,6 +16,12 @@ from torch.multiprocessing import ProcessExitedException
 
 from d2prune.engine.ranks import run_on_ranks
 from d2prune.errors import PruneError
+
+_WRITING = (
+    errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EFBIG,
+    errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS,
+)  # fmt: skip
+"""What the system says where OUTPUT_DIR can't be written."""
 
 
 def run_command(main: Callable[[Namespace], object], parser: ArgumentParser | None = None) -> None:
@@ -43,7 +50,13 @@ def _in_one_line(main: Callable[[Namespace], object], args: Namespace) -> None:
         main(args)
     except PruneError as error:
         _leave(error)
+    except OSError as error:
+        if error.errno not in _WRITING:
+            raise
+        _leave(PruneError(f"'{error.filename}' can't be written: {error.strerror}"))
 
 
 def _leave(error: PruneError) -> NoReturn:
-    sys.exit(f"{Path(sys.argv[0]).stem}: {error}" if comm.is_main_process() else 1)
+    # A data loader's worker sends its traceback as the message, the error's own line at its end.
+    text = str(error).rpartition("Error: ")[2] if "Original Traceback" in str(error) else str(error)
+    sys.exit(f"{Path(sys.argv[0]).stem}: {text.strip()}" if comm.is_main_process() else 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from d2prune.checkpoint import spec_of_file, unpruned_cfg
 from d2prune.checkpoint.refusals import no_spec
 from d2prune.engine import finished
 from d2prune.engine.config_format import YAML, ConfigFormat
+from d2prune.engine.latest import damage_of, fall_back, last_checkpoint
+from d2prune.engine.output_lock import hold
 from d2prune.engine.outputs import write_spec
 from d2prune.engine.publish import evaluated_stage, publish
 from d2prune.engine.settings import FINAL_FILE, PRUNED_FILE, trace_input_from_cfg
@@ -36,18 +39,21 @@ from d2prune.report.record import (
 logger = logging.getLogger(__name__)
 
 
-def last_checkpoint(cfg: CfgNode) -> str:
-    """Return the path of the checkpoint that OUTPUT_DIR/last_checkpoint names; empty if there is none."""
-    tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    if not tag.is_file():
-        return ""
-    file = tag.parent / tag.read_text(encoding="utf-8").strip()
-    return str(file) if file.is_file() else ""
+def take_over(cfg: CfgNode) -> None:
+    """Lock OUTPUT_DIR for this run, and pass over a last checkpoint that is damaged.
+
+    Raises:
+        PruneError: if another run holds the folder.
+    """
+    hold(cfg.OUTPUT_DIR)
+    if comm.is_main_process() and cfg.MODEL.FINETUNE:
+        fall_back(cfg.OUTPUT_DIR)
+    comm.synchronize()
 
 
 def has_pruned_run(cfg: CfgNode) -> bool:
     """Return whether OUTPUT_DIR's last checkpoint is of a pruned model."""
-    last = last_checkpoint(cfg)
+    last = last_checkpoint(cfg.OUTPUT_DIR)
     return bool(last) and spec_of_file(last) is not None
 
 
@@ -57,15 +63,19 @@ def is_pruned(cfg: CfgNode) -> bool:
     Raises:
         PruneError: if it was asked for something else.
     """
-    if not has_pruned_run(cfg):
+    last = last_checkpoint(cfg.OUTPUT_DIR)
+    damage = damage_of(last) if os.path.basename(last) == PRUNED_FILE else ""
+    if damage:
+        logger.warning("%s; it is pruned anew", damage)
+    if damage or not has_pruned_run(cfg):
         return False
-    tuned = os.path.basename(last_checkpoint(cfg)) != PRUNED_FILE  # which starts only after the end
+    tuned = os.path.basename(last) != PRUNED_FILE  # which starts only after the end
     return tuned or finished.is_finished(cfg)
 
 
 def deciding_checkpoint(cfg: CfgNode) -> str:
     """Return the file whose spec the model is built by: the run to resume where there is one, or WEIGHTS."""
-    return last_checkpoint(cfg) if has_pruned_run(cfg) else cfg.MODEL.WEIGHTS
+    return last_checkpoint(cfg.OUTPUT_DIR) if has_pruned_run(cfg) else cfg.MODEL.WEIGHTS
 
 
 def after_prune(cfg: CfgNode) -> CfgNode:
@@ -89,7 +99,7 @@ def check_output_dir(cfg: CfgNode, resume: bool, found_prune: bool = False) -> b
     Raises:
         PruneError: if OUTPUT_DIR holds another run and ``resume`` is False.
     """
-    last = last_checkpoint(cfg)
+    last = last_checkpoint(cfg.OUTPUT_DIR)
     # The pruned checkpoint itself is a start, not a run to resume: it holds no optimizer.
     start = os.path.basename(last) == PRUNED_FILE and _same(last, cfg.MODEL.WEIGHTS)
     if last and not (start and (resume or not found_prune)):
@@ -161,6 +171,20 @@ def prepare(cfg: CfgNode, model: nn.Module, weights: str, config_format: ConfigF
         cfg.SOLVER.BASE_LR, norms,
     )  # fmt: skip
     return model
+
+
+@contextmanager
+def named_divergence(cfg: CfgNode) -> Iterator[None]:
+    """While this is open, a loss that is NaN or infinite is a PruneError: what is left, and what to try."""
+    try:
+        yield
+    except FloatingPointError as error:
+        last = last_checkpoint(cfg.OUTPUT_DIR) or cfg.MODEL.WEIGHTS
+        raise PruneError(
+            f"{str(error).splitlines()[0]} The last good checkpoint is '{last}'. Lower SOLVER.BASE_LR (it is "
+            f"{cfg.SOLVER.BASE_LR:g}), or set SOLVER.CLIP_GRADIENTS.ENABLED True",
+            keys=("SOLVER.BASE_LR", "SOLVER.CLIP_GRADIENTS.ENABLED True"),
+        ) from error
 
 
 def finish(

@@ -75,6 +75,7 @@ def run_prune(
         PruneError: on every rank alike. Files are only written once the proof has passed.
     """
     check_modes(cfg)
+    _check_test_sets(cfg)
     finetuning.refuse_to_lose_result(cfg)
     model = build(cfg)
     checkpointer = PruningCheckpointer(model)
@@ -98,6 +99,19 @@ def run_prune(
         finished.end(cfg)
     comm.synchronize()
     return after
+
+
+def _check_test_sets(cfg: CfgNode) -> None:
+    """Read what the evaluation will need, so that its lack is known before the work."""
+    for name in cfg.DATASETS.TEST:
+        try:
+            DatasetCatalog.get(name)
+        except Exception as error:  # whatever a data set's own function raises
+            raise PruneError(
+                f"DATASETS.TEST names '{name}', which can't be read: {type(error).__name__}: {error}; mend "
+                "it, or set DATASETS.TEST ()",
+                keys=("DATASETS.TEST",),
+            ) from error
 
 
 def _check_covered(cfg: CfgNode, model: nn.Module, unfilled: Sequence[str]) -> None:

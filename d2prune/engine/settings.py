@@ -97,6 +97,7 @@ def check_modes(cfg: CfgNode) -> None:
     """Raise PruneError where PRUNE or FINETUNE lacks what it needs, before anything is built."""
     if cfg.MODEL.PRUNE or cfg.MODEL.FINETUNE:
         _check_data_sets(cfg)
+        _check_folder(cfg.OUTPUT_DIR)
     if cfg.MODEL.FINETUNE and cfg.SOLVER.MAX_ITER < 1:
         raise PruneError(
             f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; expected at least 1 iteration of fine-tuning",
@@ -132,6 +133,13 @@ def _check_data_sets(cfg: CfgNode) -> None:
                     "registers it, or correct the name",
                     keys=(f"DATASETS.{key}",),
                 )
+
+
+def _check_folder(folder: str) -> None:
+    if "?" in folder:  # Detectron2's checkpointer cuts a path there, as if it were an address
+        raise PruneError(
+            f"OUTPUT_DIR is '{folder}'; expected a folder without '?' in its name", keys=("OUTPUT_DIR",)
+        )
 
 
 def log_to(cfg: CfgNode) -> None:

@@ -12,7 +12,10 @@ from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from torch import nn
 
 from d2prune.checkpoint import PruningCheckpointer, build_model
+from d2prune.data.unreadable import name_unreadable
 from d2prune.engine import finetuning
+from d2prune.engine.data_order import keep_order
+from d2prune.engine.finetuning import named_divergence
 from d2prune.engine.pruning_run import run_prune
 from d2prune.engine.ranks import check_group, ddp_on
 from d2prune.engine.settings import check_modes, log_to
@@ -40,6 +43,8 @@ class PruningMixin(_Trainer):
         check_group()
         log_to(cfg)
         check_modes(cfg)
+        if cfg.MODEL.PRUNE or cfg.MODEL.FINETUNE:
+            finetuning.take_over(cfg)
         self._save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
         self._results: Mapping[str, Any] | None = None
         self._found_prune = False
@@ -54,6 +59,10 @@ class PruningMixin(_Trainer):
             cfg = finetuning.after_prune(cfg)
         with ddp_on(cfg.MODEL.DEVICE):
             super().__init__(cfg)
+        self._order = None
+        if cfg.MODEL.FINETUNE and hasattr(getattr(self, "_trainer", None), "data_loader"):
+            name_unreadable(self._trainer.data_loader, cfg.MODEL.PRUNING.SKIP_UNREADABLE)
+            self._order = keep_order(self._trainer, self.checkpointer, cfg.SEED)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -63,6 +72,11 @@ class PruningMixin(_Trainer):
         weights = finetuning.deciding_checkpoint(cfg)
         model = build_model(cfg, weights, super().build_model)
         return finetuning.prepare(cfg, separate_norms(model), weights)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Build the base class's loader, whose errors name the image that can't be read."""
+        return name_unreadable(super().build_test_loader(cfg, dataset_name))
 
     @classmethod
     def _build_to_prune(cls, cfg: CfgNode) -> nn.Module:
@@ -84,6 +98,8 @@ class PruningMixin(_Trainer):
         if self.cfg.MODEL.FINETUNE:
             resume = finetuning.check_output_dir(self.cfg, resume, self._found_prune)
         super().resume_or_load(resume=resume)
+        if self._order is not None:
+            self._order.start_at(self.start_iter)
 
     def train(self) -> Any:
         """Train; after FINETUNE, add its row to the report and point pruned.yaml at the result."""
@@ -91,7 +107,8 @@ class PruningMixin(_Trainer):
             if self._results is None:
                 self.resume_or_load(resume=False)
             return self._results
-        results = super().train()
+        with named_divergence(self.cfg):
+            results = super().train()
         if self.cfg.MODEL.FINETUNE:
             evaluated = getattr(self, "_last_eval_results", None)
             finetuning.finish(self.cfg, self.checkpointer.model, evaluated or {}, self.max_iter)

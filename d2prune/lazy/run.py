@@ -18,7 +18,9 @@ from omegaconf import DictConfig
 from torch import nn
 
 from d2prune.checkpoint import PruningCheckpointer, build_model
+from d2prune.data.unreadable import name_unreadable
 from d2prune.engine import finetuning
+from d2prune.engine.data_order import keep_order
 from d2prune.engine.pruning_run import run_prune
 from d2prune.engine.ranks import check_group, ddp_arguments
 from d2prune.engine.settings import check_modes, log_to
@@ -65,6 +67,8 @@ def main(args: Namespace) -> Results:
 def run(config_format: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
     """Prune, fine-tune, both or neither (then train), as MODEL.PRUNE and FINETUNE say."""
     check_modes(cfg)
+    if cfg.MODEL.PRUNE or cfg.MODEL.FINETUNE:
+        finetuning.take_over(cfg)
     done = cfg.MODEL.PRUNE and finetuning.is_pruned(cfg)
     results: Results = {}
     if cfg.MODEL.PRUNE and done and resume:
@@ -97,10 +101,14 @@ def train(config_format: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
     checkpointer = PruningCheckpointer(model, cfg.OUTPUT_DIR, trainer=trainer)
     checkpointer.save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
     evaluated: dict[str, Any] = {}
+    name_unreadable(trainer.data_loader, cfg.MODEL.PRUNING.SKIP_UNREADABLE)
+    order = keep_order(trainer, checkpointer, config_format.config.train.get("seed", -1))
     _register_hooks(trainer, checkpointer, config_format.config, evaluated)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-    trainer.train(start, cfg.SOLVER.MAX_ITER)
+    order.start_at(start)
+    with finetuning.named_divergence(cfg):
+        trainer.train(start, cfg.SOLVER.MAX_ITER)
     if cfg.MODEL.FINETUNE:
         finetuning.finish(cfg, checkpointer.model, evaluated, cfg.SOLVER.MAX_ITER, config_format)
     return evaluated
@@ -110,7 +118,10 @@ def evaluate(config: DictConfig, model: nn.Module) -> Results:
     """Return dataloader.evaluator's results on dataloader.test; empty where the config names no evaluator."""
     if config.get("dataloader", {}).get("evaluator") is None:
         return {}
-    loader, evaluator = instantiate(config.dataloader.test), instantiate(config.dataloader.evaluator)
+    loader, evaluator = (
+        name_unreadable(instantiate(config.dataloader.test)),
+        instantiate(config.dataloader.evaluator),
+    )
     results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)

@@ -9,7 +9,7 @@ from torch import nn
 
 import d2prune
 from d2prune.checkpoint import build_from_cfg, read_checkpoint
-from d2prune.engine.finetuning import after_prune, check_output_dir, last_checkpoint
+from d2prune.engine.finetuning import after_prune, check_output_dir
 from tests.each import each
 from tests.engine.tiny_runs import run_cfg, weights_of
 from tests.tiny_blendmask import NARROW_R_50, detect, equal, tiny_cfg, tiny_model
@@ -110,15 +110,6 @@ def test_the_spec_in_the_result_is_the_prunes(tuned):
     _, _, folder = tuned
     specs = [read_checkpoint(folder / f"model_{n}.pth")["prune_spec"] for n in ("pruned", "final")]
     assert specs[0] == specs[1]
-
-
-def test_the_last_checkpoint_must_exist(tmp_path):
-    cfg = run_cfg(tmp_path)
-    assert last_checkpoint(cfg) == ""
-    (tmp_path / "last_checkpoint").write_text("gone.pth\n")
-    assert last_checkpoint(cfg) == ""
-    (tmp_path / "gone.pth").touch()
-    assert last_checkpoint(cfg) == str(tmp_path / "gone.pth")
 
 
 def test_after_prune_changes_a_copy(tmp_path):

@@ -13,11 +13,12 @@ import torch
 from detectron2.engine import defaults
 from detectron2.utils import comm
 
+import d2prune
 from d2prune.engine import ranks
 from d2prune.errors import PruneError
 from tests.each import each
-from tests.engine.tiny_runs import ROOT, TRAINING, pairs_of, run_cfg, train_net
-from tests.tiny_blendmask import CONFIG, TINY
+from tests.engine.tiny_runs import ROOT, TRAINING, pairs_of, run_cfg, train_net, weights_of
+from tests.tiny_blendmask import CONFIG, TINY, tiny_model, tiny_prune
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -79,6 +80,35 @@ def test_two_processes_prune_and_finetune_together(data, baseline, tmp_path, sta
     assert report["proof"]["exact"] and (folder / "log.txt.rank1").is_file()
     weights = torch.load(folder / "model_final.pth", weights_only=False)["model"]
     assert all(value.isfinite().all() for value in each(weights.values()))
+
+
+def test_two_processes_train_as_one_with_the_doubled_batch(data, tmp_path):
+    """With norms that count over all processes: Detectron2's on CPUs, SyncBN on GPUs."""
+    norms = (
+        "MODEL.RESNETS.NORM", "naiveSyncBN", "MODEL.BASIS_MODULE.NORM", "naiveSyncBN",
+        "MODEL.BASIS_MODULE.LOSS_ON", False,  # its branch has plain BatchNorms, as AdelaiDet's
+    )  # fmt: skip
+    weights = tmp_path / "pruned.pth"
+    d2prune.save(tiny_prune(tiny_model(*norms, "MODEL.DEVICE", "cpu")), weights)
+    words = (
+        *norms, "MODEL.PRUNE", "False", "MODEL.FINETUNE", "True", "MODEL.WEIGHTS", str(weights), "SEED", "5",
+        "INPUT.RANDOM_FLIP", "none", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "2",
+        "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.002",
+    )  # fmt: skip
+    ends = []
+    for name, start in (("one", [sys.executable]), ("two", TORCHRUN)):
+        done = run(start, data, tmp_path / name, *words)
+        assert done.returncode == 0, done.stderr[-4000:]
+        last = json.loads((tmp_path / name / "metrics.json").read_text().splitlines()[-1])
+        ends.append((last, weights_of(tmp_path / name / "model_final.pth")))
+    (one, one_weights), (two, two_weights) = ends
+    losses = {key for key in one if "loss" in key}
+    assert {key: one[key] for key in losses} == pytest.approx({key: two[key] for key in losses}, rel=1e-5)
+    begin = weights_of(weights)
+    trained = {name for name in begin if name.endswith((".weight", ".bias"))}
+    moved = max((one_weights[name] - begin[name]).abs().max() for name in each(trained))
+    apart = max((one_weights[name] - two_weights[name]).abs().max() for name in trained)
+    assert moved > 0 and apart <= 1e-2 * moved
 
 
 @pytest.mark.slow
