@@ -56,9 +56,9 @@ def _check_finite(path: str, model: nn.Module, weights: dict[str, Any]) -> None:
 
 
 def _check_tensors(path: str, weights: Any) -> None:
-    entries = weights.items() if isinstance(weights, dict) else [("model", weights)]
-    for key, value in entries:
-        if not isinstance(key, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
+    whole = isinstance(weights, dict)
+    for key, value in weights.items() if whole else [("model", weights)]:
+        if not whole or not isinstance(key, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
             raise PruneError(
                 f"'{path}' holds no weights under 'model': expected a tensor by each name; the first "
                 f"other entry: {key!r} ({kind_of(value)})"

@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 
 from d2prune.checkpoint.container import check_container
-from d2prune.checkpoint.known import Skipped
+from d2prune.checkpoint.known import Skipped, plain_keys
 from d2prune.checkpoint.refusals import missing
 from d2prune.checkpoint.unpickler import Unpickler
 from d2prune.core.cut.spec import PruneSpec
@@ -64,14 +64,22 @@ def _load(path: str | os.PathLike[str], skipped: set[str], mmap: bool) -> Any:
     class OfFile(Unpickler):
         sizes = members
 
-    OfFile.skipped = skipped
+    OfFile.skipped, OfFile.claimed = skipped, {}
 
     def load(file: IO[bytes], **kwargs: Any) -> Any:
-        return OfFile(file, **kwargs).load()
+        value = OfFile(file, **kwargs).load()
+        _check_listed(value, OfFile.claimed)
+        return value
 
     module = SimpleNamespace(Unpickler=OfFile, load=load, __name__=__name__)
     mapped = (mmap and members is not None) or None
     return torch.load(path, map_location="cpu", pickle_module=module, weights_only=False, mmap=mapped)
+
+
+def _check_listed(value: Any, claimed: dict[object, int]) -> None:
+    """Check the list of storages behind the data of torch's older format: torch fills only those in it."""
+    if claimed and not (isinstance(value, list) and claimed.keys() <= set(plain_keys(value))):
+        raise pickle.UnpicklingError("tensors are named that the file does not hold")
 
 
 def read_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -124,7 +132,7 @@ def _guarded(path: str | os.PathLike[str], load: Any) -> Any:
     except PruneError:
         raise
     except _DAMAGE as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
         raise PruneError(
             f"'{path}' is not a readable checkpoint (damaged or truncated?): {type(error).__name__}: {first}"
         ) from error

@@ -54,10 +54,12 @@ class Unpickler(_PythonsOwn):
     Attributes:
         skipped: dotted paths of unknown classes and functions.
         sizes: sizes of the zip file's members by name; None for other formats.
+        claimed: in other formats, the bytes of each storage that was named, by its key.
     """
 
     skipped: set[str]
     sizes: Mapping[str, int] | None = None
+    claimed: dict[object, int]
     memo: dict[int, Any]
     dispatch = {op: load for op, load in _PythonsOwn.dispatch.items() if bytes([op]) not in _REMOVED}
 
@@ -65,7 +67,7 @@ class Unpickler(_PythonsOwn):
         bounded = _Bounded(file)
         super().__init__(bounded, **kwargs)
         self.memo = _Memo()
-        self._claimed: dict[object, int] = {}
+        self.claimed = getattr(self, "claimed", {})  # a class for one file's pickles has one for all
         self._size = bounded.size
 
     def find_class(self, module: str, name: str) -> Any:
@@ -150,6 +152,8 @@ class Unpickler(_PythonsOwn):
             raise pickle.UnpicklingError("a storage's entry is malformed")
         if saved[0] in ("module", b"module"):  # a class, whose source torch's legacy format compares
             return self.append(_called(saved[1], ()))
+        if len(saved) > 1 and isinstance(saved[1], Skipped):  # of 8-bit floats, say
+            return self.append(saved[1])
         self._check_storage(*saved[1:5])
         self.append(self.persistent_load(saved))
 
@@ -161,8 +165,8 @@ class Unpickler(_PythonsOwn):
         if self.sizes is not None:
             held = self.sizes.get(f"data/{key!s}", -1)
         else:
-            self._claimed[key] = size
-            size, held = sum(self._claimed.values()), self._size
+            self.claimed[key] = size
+            size, held = sum(self.claimed.values()), self._size
         if size > held:
             raise pickle.UnpicklingError(f"storage {key!r} has {held} bytes in the file, {size} are named")
 

@@ -46,7 +46,8 @@ def check_kinds(path: str, own: Mapping[str, Tensor], weights: Mapping[str, Tens
 def first_not_finite(model: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
     """Return the name of the first weight that holds NaN or infinity; None if there is none.
 
-    Infinities are right in buffers such as masks; only the statistics of norms must be finite, too.
+    A number that is too large for the model's dtype becomes infinity. Infinities are right in buffers such
+    as masks; only the statistics of norms must be finite, too.
 
     Args:
         model: gives the names to look at.
@@ -55,10 +56,12 @@ def first_not_finite(model: nn.Module, weights: Mapping[str, Tensor]) -> str | N
     buffers = {
         name for name, _ in model.named_buffers() if not name.endswith(("running_mean", "running_var"))
     }
-    for name in model.state_dict():
+    for name, own in model.state_dict().items():
         held = weights.get(name)
-        if held is not None and held.is_floating_point() and not _is_sound(held, name in buffers):
-            return name
+        if held is not None and held.is_floating_point():
+            loaded = held.to(own.dtype) if own.is_floating_point() else held
+            if not _is_sound(loaded, name in buffers):
+                return name
     return None
 
 

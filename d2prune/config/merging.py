@@ -14,6 +14,8 @@ from d2prune.config.safe_yaml import read_mapping
 from d2prune.errors import PruneError
 
 logger = logging.getLogger(__name__)
+# yacs asserts that a key exists, and compiles what a text may spell in Python.
+UNFIT = (AssertionError, KeyError, MemoryError, RecursionError, TypeError, ValueError)
 _REMOTE = ("http://", "https://")
 
 
@@ -33,8 +35,22 @@ def merge_file(cfg: CfgNode, file: str) -> None:
         _merge(cfg, type(cfg)(content), file)
     except PruneError:
         raise
-    except (AssertionError, KeyError, TypeError, ValueError) as error:  # yacs asserts that a key exists
-        raise PruneError(f"{file}: {error.args[0] if error.args else error}") from error
+    except UNFIT as error:
+        raise refusal(file, error) from error
+
+
+def refusal(file: str, error: BaseException) -> PruneError:
+    """Return the error, in one line, for what yacs says of values that do not fit a config."""
+    said = " ".join(str(error.args[0] if error.args else error).split())
+    return PruneError(f"{file}: {said if len(said) <= 500 else f'{said[:300]} … {said[-150:]}'}")
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of 5000 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def read_with_bases(file: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -62,19 +78,20 @@ def read_with_bases(file: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def _path_of_base(base: Any, file: str) -> str:
     if not isinstance(base, str) or not base:
-        raise PruneError(f"'{file}': {BASE_KEY} is {base!r}; expected the path of a file, or a list of paths")
+        expected = "expected the path of a file, or a list of paths"
+        raise PruneError(f"'{file}': {BASE_KEY} is {_shown(base)}; {expected}")
     if base.startswith(_REMOTE):
         return base
     path = os.path.join(os.path.dirname(file), os.path.expanduser(base))
     if not path.startswith(_REMOTE) and not os.path.isfile(path):
-        raise PruneError(f"'{file}': {BASE_KEY} '{path}' does not exist")
+        raise PruneError(f"'{file}': {BASE_KEY} {_shown(path)} does not exist")
     return path
 
 
 def _check_keys(content: dict[Any, Any], file: str) -> None:
     for key, value in content.items():
         if not isinstance(key, str):  # `on` and `1` are no text in YAML
-            raise PruneError(f"'{file}' holds the key {key!r}; expected text")
+            raise PruneError(f"'{file}' holds the key {_shown(key)}; expected text")
         if isinstance(value, dict):
             _check_keys(value, file)
 
@@ -84,7 +101,8 @@ def _lay_over(content: dict[str, Any], under: dict[str, Any], file: str) -> None
     for key, value in content.items():
         if isinstance(value, dict) and key in under:
             if not isinstance(under[key], dict):
-                raise PruneError(f"'{file}': {key} has keys; its {BASE_KEY} has the value {under[key]!r}")
+                value = _shown(under[key])
+                raise PruneError(f"'{file}': {key} has keys; its {BASE_KEY} has the value {value}")
             _lay_over(value, under[key], file)
         else:
             under[key] = value
@@ -94,13 +112,13 @@ def _merge(cfg: CfgNode, loaded: CfgNode, file: str) -> None:
     """Merge, as Detectron2 does it, what may be written for an older version of its keys."""
     for key, value in loaded.items():
         if isinstance(cfg.get(key), CfgNode) and not isinstance(value, CfgNode):
-            raise PruneError(f"'{file}': {key} is {value!r}; expected keys and values")
+            raise PruneError(f"'{file}': {key} is {_shown(value)}; expected keys and values")
     version = loaded["VERSION"] if "VERSION" in loaded else guess_version(loaded, file)
     if version == cfg.VERSION:
         cfg.merge_from_other_cfg(loaded)
         return
     if version not in range(1, cfg.VERSION):
-        raise PruneError(f"'{file}': VERSION is {version!r}; expected at most {cfg.VERSION}")
+        raise PruneError(f"'{file}': VERSION is {_shown(version)}; expected at most {cfg.VERSION}")
     logger.warning("'%s' is of version %s; its keys are upgraded to version %s", file, version, cfg.VERSION)
     old = downgrade_config(cfg, to_version=version)
     old.merge_from_other_cfg(loaded)

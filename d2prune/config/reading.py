@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
-from d2prune.config.merging import merge_file
+from d2prune.config.merging import UNFIT, merge_file, refusal
 from d2prune.errors import PruneError
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ def read_config(cfg: CfgNode, file: str, opts: Sequence[str] = (), imports: Sequ
     try:
         _follow_move(cfg, file)
         cfg.merge_from_list(list(opts))
-    except (AssertionError, KeyError, TypeError, ValueError) as error:  # yacs asserts that a key exists
-        raise PruneError(f"{file}: {error.args[0] if error.args else error}") from error
+    except UNFIT as error:
+        raise refusal(file, error) from error
     cfg.freeze()
     return cfg
 

@@ -19,6 +19,7 @@ TAGS = "tag:yaml.org,2002:"
 # Three anchors an octave (Lin et al., "Focal Loss for Dense Object Detection", 2017, sec. 4), spelled as in
 # Detectron2's Base-RetinaNet.yaml, which RetinaNet configs build on; compared without spaces.
 _OCTAVES = re.compile(r"\[\[x,x\*2\*\*\(1\.0/3\),x\*2\*\*\(2\.0/3\)\]forxin\[(\d{1,6}(?:,\d{1,6})*)\]\]")
+_MOST_VALUES, _DEEPEST = 20_000, 50  # far above what any config has, and read in half a second
 _WRONG_VALUES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of `!!int x`, say
 
 
@@ -29,9 +30,10 @@ class PlainLoader(yaml.SafeLoader):
         super().__init__(text)
         self.name = file  # marks take it
         self._open: list[str | None] = []
+        self._sizes: dict[yaml.Node, tuple[int, int]] = {}  # values and levels
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuse an alias inside of what it stands for, which no config can hold."""
+        """Refuse an alias inside of what it stands for, and more values than a config can hold."""
         event = self.peek_event()
         anchor = getattr(event, "anchor", None)
         if isinstance(event, yaml.AliasEvent) and anchor in self._open:
@@ -39,7 +41,21 @@ class PlainLoader(yaml.SafeLoader):
         self._open.append(anchor)
         node = super().compose_node(parent, index)
         self._open.pop()
+        if node is not None and node not in self._sizes:
+            self._check_size(node)
         return node
+
+    def _check_size(self, node: yaml.Node) -> None:
+        """Count what is reached as often as it is: each line of aliases of aliases doubles it."""
+        rows = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [part for row in rows for part in (row if isinstance(row, tuple) else (row,))]
+        sizes = [self._sizes[part] for part in parts]
+        count, depth = 1 + sum(n for n, _ in sizes), 1 + max((d for _, d in sizes), default=0)
+        self._sizes[node] = count, depth
+        if max(count, len(self._sizes)) > _MOST_VALUES:
+            raise PruneError(f"{_place(node)} holds more than {_MOST_VALUES} values, aliases counted whole")
+        if depth > _DEEPEST:
+            raise PruneError(f"'{self.name}' is nested too deeply; expected keys and values")
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Name the line of a value that is not of its tag's kind (a date of month 13)."""

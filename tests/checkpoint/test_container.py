@@ -174,3 +174,12 @@ def test_two_members_of_one_name_are_refused(whole, tmp_path):
             out.writestr("x/data.pkl", content)
     with pytest.raises(PruneError, match="members are not those"):
         read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_name_from_the_file_does_not_fill_the_screen(whole, tmp_path):
+    data = bytearray(whole.read_bytes())
+    data[26:28] = (4000).to_bytes(2, "little")  # the first member's name is so long, its header says
+    (tmp_path / "x.pth").write_bytes(data)
+    with pytest.raises(PruneError, match="is not a readable checkpoint") as caught:
+        read_checkpoint(tmp_path / "x.pth")
+    assert len(str(caught.value)) < 1000

@@ -19,6 +19,8 @@ from d2prune.errors import PruneError
 from tests.checkpoint.hostile import FilledArray, Forged, archive, attributes, name, program, text
 from tests.checkpoint.loading import modest
 from tests.each import each
+from tests.fuzz.archives import pickles_in
+from tests.fuzz.good import written
 
 FUNCTION = name("torch._utils", "_rebuild_tensor_v2")
 
@@ -250,3 +252,23 @@ def test_states_of_trainers_come_back(tmp_path):
 def test_tensors_that_plain_pickle_wrote_are_left_out(tmp_path):
     skipped(tmp_path, torch.ones(2))
     skipped(tmp_path, nn.Parameter(torch.ones(2)))
+
+
+def test_storages_that_an_older_file_does_not_list_are_refused(tmp_path):
+    """Torch leaves them as the memory was."""
+    weights = OrderedDict(a=torch.ones(3), b=torch.zeros(2))
+    data = written({"model": weights}, as_zip=False)
+    start, end = pickles_in(data)[-1]
+    keys = pickle.loads(data[start:end])
+    for listed in ([], keys[:1], keys[1:], [*keys[1:], "x"], [[keys[0]], keys[1]], tuple(keys), None, {}):
+        (tmp_path / "x.pth").write_bytes(data[:start] + pickle.dumps(listed, 2) + data[end:])
+        with pytest.raises(PruneError, match="x.pth' is not a readable checkpoint"):
+            read_checkpoint(tmp_path / "x.pth")
+    (tmp_path / "x.pth").write_bytes(data)
+    assert torch.equal(read_checkpoint(tmp_path / "x.pth")["model"]["b"], torch.zeros(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_tensors_of_eight_bits_are_left_out(tmp_path, dtype):
+    torch.save({"model": {"w": torch.ones(2)}, "x": torch.ones(2).to(dtype)}, tmp_path / "x.pth")
+    assert list(read_checkpoint(tmp_path / "x.pth")) == ["model"]

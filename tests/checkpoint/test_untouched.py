@@ -63,6 +63,10 @@ def no_weights(data):
     data["model"] = {"head.bias": [1.0]}
 
 
+def one_tensor(data):
+    data["model"] = torch.ones(3)
+
+
 def unlike(data):
     data["prune_spec"]["layers"]["head"]["in"]["before"] += 1
 
@@ -98,6 +102,7 @@ def no_code(data):
         (boolean, "holds torch.bool for 'head.bias'"),
         (endless, "holds NaN or infinity in 'head.bias'"),
         (no_weights, "holds no weights under 'model'"),
+        (one_tensor, "holds no weights under 'model'"),
         (unlike, "layer 'head' has"),
         (scalar, "cuts layer 'scale', which this Residual does not have"),
         (grouped, "layer 'stem.0' would have None groups; the pruning spec has 7"),

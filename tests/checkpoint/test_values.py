@@ -82,6 +82,16 @@ def test_pruned_weights_must_be_finite(saved, fresh, tmp_path, value):
     untouched(fresh, path, f"x.pth' holds NaN or infinity in '{KEY}'; expected finite weights")
 
 
+@pytest.mark.parametrize("value", [1e300, -1e39])
+def test_numbers_too_large_for_the_model_are_not_finite(saved, fresh, tmp_path, value):
+    def spoil(weights):
+        weights[KEY] = weights[KEY].double()
+        weights[KEY][0] = value
+
+    path = changed(read_checkpoint(saved), tmp_path / "x.pth", spoil)
+    untouched(fresh, path, f"x.pth' holds NaN or infinity in '{KEY}'; expected finite weights")
+
+
 def test_unpruned_weights_that_are_not_finite_are_loaded_with_a_warning(tmp_path, log):
     model = tiny_model()
     weights = {k: v.clone() for k, v in model.state_dict().items()}

@@ -118,12 +118,20 @@ def test_old_versions_are_upgraded_as_by_detectron2(write):
         ("SEED: lots", "a.yaml: Type mismatch"),
         ("SEED: '{{[]: 1}}'", "a.yaml: "),
         ("NONE: 1", "a.yaml: Non-existent config key: NONE"),
+        (f"_BASE_: 0x{'f' * 5000}", "_BASE_ is a number of thousands of digits; expected the path"),
+        (f"? 0x{'f' * 5000}\n: 1", "holds the key a number of thousands of digits; expected text"),
+        (f"_BASE_: {'x' * 9000}", "a.yaml': _BASE_ '.{199}… does not exist"),
+        (f"SEED: '{'-' * 5000}1'", "a.yaml: "),
+        ("SEED: {{X: {{Y: 1}}}}", "a.yaml: Type mismatch .*for config key: SEED"),
+        (f"MODEL: {'x' * 9000}", "MODEL is 'x{199}…; expected keys and values"),
+        (f"SEED: {'x' * 9000}", "a.yaml: Type mismatch .{250,300} … .*for config key: SEED"),
     ],
 )
 def test_mistakes_are_named(write, text, said):
     file = write(a=text, b="SEED: 3", c="_BASE_: [b.yaml, a.yaml]", e="")
-    with pytest.raises(PruneError, match=said):
+    with pytest.raises(PruneError, match=said) as caught:
         merge_file(get_cfg(), file)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
 def test_a_refused_file_changes_nothing(write):

@@ -149,3 +149,28 @@ def test_retinanets_anchors_load_and_no_other_expression(path):
     path.write_text(base.read_text().replace("[32, 64,", "[len('x'), 64,"))
     with pytest.raises(PruneError, match="line 8 holds the tag '!!python/object/apply', which is not exec"):
         read_yaml(str(path))
+
+
+@pytest.mark.parametrize("row", ["[{0}, {0}]", "{{a: {0}, b: {0}}}", "{{<<: [{0}, {0}]}}"])
+@pytest.mark.parametrize("read", PLACES)
+def test_aliases_of_aliases_are_counted_whole(path, read, row):
+    """Thirty lines that stand for 2**30 values."""
+    inner = "{x: 1}" if "<<" in row else "[x]"
+    lines = [f"a{i}: &a{i} " + (row.format(f"*a{i - 1}") if i else inner) for i in range(30)]
+    path.write_text("\n".join(lines))
+    with pytest.raises(PruneError, match="line 1[0-9] holds more than 20000 values, aliases counted whole"):
+        read(path)
+
+
+def test_aliases_may_not_nest_values_too_deeply_either(path):
+    path.write_text("\n".join(f"a{i}: &a{i} {{x: {f'*a{i - 1}' if i else 1}}}" for i in range(2000)))
+    with pytest.raises(PruneError, match="pruned.yaml' is nested too deeply; expected keys and values"):
+        read_yaml(str(path))
+
+
+def test_as_many_values_as_a_config_may_hold_are_read(path):
+    path.write_text("a: [" + "1, " * 19_000 + "]")
+    assert len(read_yaml(str(path))["a"]) == 19_000
+    path.write_text("a: [" + "1, " * 40_000 + "]")
+    with pytest.raises(PruneError, match="line 1 holds more than 20000 values"):
+        read_yaml(str(path))

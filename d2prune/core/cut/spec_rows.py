@@ -188,14 +188,19 @@ def _call(row: Any) -> CallChange:
     _dict(row, ("functions", "line", "ordinal", "text", "numbers"))
     functions = tuple(_text(name, "a function") for name in _listed(row["functions"]))
     pairs = [_listed(pair, 2) for pair in _listed(row["numbers"])]
-    numbers = tuple(
-        (whole(place), n if type(n) is float else whole(n, least=-_LARGEST)) for place, n in pairs
-    )
+    numbers = tuple((whole(place), _number(n)) for place, n in pairs)
     if not functions or not numbers:
         raise ValueError("a call has no functions or no numbers")
     return CallChange(
         functions, whole(row["line"]), whole(row["ordinal"]), _text(row["text"], "the text"), numbers
     )
+
+
+def _number(number: Any) -> int | float:
+    """A float only where it is no integer: 4.0 equals 4, and code made for one is taken for both."""
+    if type(number) is float and not number.is_integer():
+        return number
+    return whole(int(number) if type(number) is float else number, least=-_LARGEST)
 
 
 def _correction(row: Any) -> Correction:

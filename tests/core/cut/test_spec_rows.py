@@ -203,3 +203,17 @@ def test_groups_that_do_not_follow_are_refused_before_a_cut(groups):
     ):
         resize(model, wrong)
     assert all(tensor.shape == before[name] for name, tensor in each(model.state_dict().items()))
+
+
+def test_a_whole_number_is_an_integer_however_it_is_written():
+    """Code that was made with 4.0 would be taken for that with 4, which is equal."""
+    call = {
+        "functions": ["forward"],
+        "line": 1,
+        "ordinal": 0,
+        "text": "x.view(4)",
+        "numbers": [[0, 4.0], [1, 0.5]],
+    }
+    spec = PruneSpec.from_dict({"version": 2, "base": "x", "layers": {}, "calls": {"": [call]}})
+    (change,) = spec.calls[""]
+    assert [(n, type(n)) for _, n in change.numbers] == [(4, int), (0.5, float)]
