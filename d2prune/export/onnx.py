@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +134,22 @@ def _convert(dense: DenseModel, size: Size) -> tuple[bytes, list[str]]:
             dense, (images,), dynamo=True, input_names=[INPUT_NAME], output_names=names,
             dynamic_shapes=(free,), verbose=False,
         )  # fmt: skip
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise PruneError(f"torch.onnx can't convert this {type(dense.model).__name__}: {reason}") from error
-    assert program is not None, "torch.onnx.export returns a program when it is given no file"
-    return program.model_proto.SerializeToString(), names
+        assert program is not None, "torch.onnx.export returns a program when it is given no file"
+        return program.model_proto.SerializeToString(), names
+    except RuntimeError as error:  # OnnxExporterError, and what onnxscript raises through the exporter
+        raise PruneError(_refusal(dense.model, error)) from error
+
+
+def _refusal(model: nn.Module, error: BaseException) -> str:
+    """Say what failed first, and with which versions: an exporter wants the onnxscript of its own time."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    reason = str(error).strip().partition("\n")[0]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxscript", "protobuf"))
+    return (
+        f"torch.onnx can't convert this {type(model).__name__}: {type(error).__name__}: {reason}. Here are "
+        f"{versions}; torch 2.6 needs onnxscript 0.2 and protobuf<7, a newer torch a newer onnxscript"
+    )
 
 
 def _write(folder: Path, network: bytes, settings: Settings) -> Path:

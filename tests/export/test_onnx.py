@@ -1,6 +1,7 @@
 """Export to ONNX: what comes out of onnxruntime and the decoder is what the eager model gives."""
 
 import json
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -173,6 +174,38 @@ def test_size_must_fit_the_network(pytestconfig, tmp_path, size):
     cfg = narrow_cfg(pytestconfig, "BlendMask")
     with pytest.raises(PruneError, match=r"expected \(height, width\), multiples of 32"):
         export_onnx(narrow_model(cfg, pruned=False), tmp_path, size, cfg)
+
+
+class Unwritable:
+    """A program that onnxscript can't write, as protobuf 7 has none of torch 2.6's with a MaxPool written."""
+
+    @property
+    def model_proto(self):
+        raise RuntimeError("can't be written") from TypeError("expected an int, got a boolean.\nmore")
+
+
+def fails(*_, **__):
+    raise torch.onnx.OnnxExporterError("step 3/3") from AttributeError("no attribute 'dtype'")
+
+
+@pytest.mark.parametrize(
+    "export, first",
+    [
+        (fails, "AttributeError: no attribute 'dtype'"),
+        (lambda *_, **__: Unwritable(), "TypeError: expected an int"),
+    ],
+)
+def test_a_failure_is_told_with_its_first_cause_and_the_versions(
+    pytestconfig, tmp_path, monkeypatch, export, first
+):
+    cfg = narrow_cfg(pytestconfig, "BlendMask")
+    model = narrow_model(cfg, pruned=False)
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with pytest.raises(PruneError, match=first) as error:
+        export_onnx(model, tmp_path / "out", SIZE, cfg)
+    versions = f"torch {version('torch')}, onnxscript {version('onnxscript')}, protobuf {version('protobuf')}"
+    assert versions in str(error.value) and "more" not in str(error.value).partition("Here")[0]
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_model_fails_parity(blendmask):
