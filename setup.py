@@ -11,7 +11,7 @@ from setuptools import find_packages, setup
 
 VERSION = "0.1.0.dev0"
 
-REQUIRED = ["numpy>=1.24", "torch>=2.6", "torch-pruning>=1.6,<1.7"]
+REQUIRED = ["numpy>=1.24", "safetensors>=0.4.3", "torch>=2.6", "torch-pruning>=1.6,<1.7"]
 
 EXTRAS = {
     # What Detectron2's users need of d2prune; Detectron2 itself is another step, see above.

@@ -32,11 +32,12 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     path = Path(path)
     encoding = None if "b" in mode else "utf-8"
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}{OURS}", suffix=".tmp", dir=path.parent)
+        made, temporary = tempfile.mkstemp(prefix=f".{path.name}{OURS}", suffix=".tmp", dir=path.parent)
     except OSError as error:
         raise _unwritten(path, error) from error
     try:
-        with os.fdopen(handle, mode, encoding=encoding) as file:
+        os.close(made)
+        with open(temporary, mode, encoding=encoding) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -3,7 +3,7 @@
 from d2prune.checkpoint.api import load, save
 from d2prune.checkpoint.narrowing import TensorRow, load_narrower, loading_table
 from d2prune.checkpoint.reader import read_checkpoint, read_spec
-from d2prune.checkpoint.writer import write_checkpoint
+from d2prune.checkpoint.writer import write_checkpoint, write_model
 from d2prune.optional import HAS_DETECTRON2
 
 if HAS_DETECTRON2:
@@ -31,4 +31,5 @@ __all__ = [
     "spec_of_file",
     "unpruned_cfg",
     "write_checkpoint",
+    "write_model",
 ]

@@ -10,7 +10,7 @@ from torch import nn
 from d2prune.checkpoint.fitting import fit
 from d2prune.checkpoint.reader import read_checkpoint, spec_in
 from d2prune.checkpoint.refusals import check_base, no_spec
-from d2prune.checkpoint.writer import checkpoint_data, write_checkpoint
+from d2prune.checkpoint.writer import write_model
 from d2prune.core.copies import on_meta
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.errors import MISFITS, PruneError
@@ -24,9 +24,24 @@ class _Result(Protocol):
     def model(self) -> nn.Module: ...
 
 
-def save(result: _Result, path: str | os.PathLike[str]) -> None:
-    """Write a prune's result in the trainer's checkpoint format: ``model``, ``prune_spec``, ``struct``."""
-    write_checkpoint(checkpoint_data(result.model, with_struct=True), path)
+def save(result: _Result | nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a pruned model, fine-tuned or not, for :func:`load`.
+
+    Args:
+        result: of a prune, or the pruned model itself.
+        path: ending with .safetensors: weights and spec, nothing else; the format to share. Else the
+            trainer's checkpoint format, with ``model``, ``prune_spec`` and ``struct``, the whole module.
+
+    Raises:
+        PruneError: if the model was not pruned, or the file can't be written.
+    """
+    model = result if isinstance(result, nn.Module) else result.model
+    if spec_of_model(model) is None:
+        raise PruneError(
+            f"this {type(model).__name__} was not pruned, so there is no spec to save; expected the result "
+            "of d2prune.prune, or its model (torch.save(model.state_dict(), path) saves another)"
+        )
+    write_model(model, path)
 
 
 def load(path: str | os.PathLike[str], model: Model) -> Model:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from d2prune.checkpoint.safe_tensors import is_safetensors, write_safetensors
 from d2prune.checkpoint.struct import UNPICKLABLE, Struct
 from d2prune.files import atomic_write
 from d2prune.rebuild import spec_of_model
@@ -37,6 +38,16 @@ def additions(model: nn.Module, with_struct: bool) -> dict[str, Any]:
                 error,
             )
     return data
+
+
+def write_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a model: to a path that ends with .safetensors weights and spec, else ``struct``, too."""
+    if not is_safetensors(path):
+        write_checkpoint(checkpoint_data(model, with_struct=True), path)
+        return
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    data = checkpoint_data(model, with_struct=False)
+    write_safetensors(data["model"], data.get("prune_spec"), path)
 
 
 def write_checkpoint(data: dict[str, Any], path: str | os.PathLike[str]) -> None:

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from d2prune.checkpoint import spec_of_file, unpruned_cfg
+from d2prune.checkpoint import spec_of_file, unpruned_cfg, write_model
 from d2prune.checkpoint.refusals import no_spec
 from d2prune.engine import finished
 from d2prune.engine.config_format import YAML, ConfigFormat
@@ -21,7 +21,7 @@ from d2prune.engine.latest import damage_of, fall_back, last_checkpoint
 from d2prune.engine.output_lock import hold
 from d2prune.engine.outputs import write_spec
 from d2prune.engine.publish import evaluated_stage, publish
-from d2prune.engine.settings import FINAL_FILE, PRUNED_FILE, trace_input_from_cfg
+from d2prune.engine.settings import FINAL_FILE, PRUNED_FILE, to_share, trace_input_from_cfg
 from d2prune.errors import PruneError
 from d2prune.files import sweep
 from d2prune.modeling.unfuse import thaw
@@ -101,7 +101,8 @@ def check_output_dir(cfg: CfgNode, resume: bool, found_prune: bool = False) -> b
     """
     last = last_checkpoint(cfg.OUTPUT_DIR)
     # The pruned checkpoint itself is a start, not a run to resume: it holds no optimizer.
-    start = os.path.basename(last) == PRUNED_FILE and _same(last, cfg.MODEL.WEIGHTS)
+    starts = (last, to_share(last))
+    start = os.path.basename(last) == PRUNED_FILE and any(_same(file, cfg.MODEL.WEIGHTS) for file in starts)
     if last and not (start and (resume or not found_prune)):
         if not resume:
             raise PruneError(
@@ -203,6 +204,7 @@ def finish(
         return
     weights = os.path.join(cfg.OUTPUT_DIR, FINAL_FILE)
     write_spec(spec, cfg.OUTPUT_DIR)
+    write_model(model, to_share(weights))
     path = config_format.write_pruned(cfg, cfg.OUTPUT_DIR, weights)
     logger.info("'%s' now names the fine-tuned weights", path)
     report = read_report_json(os.path.dirname(cfg.MODEL.WEIGHTS))

@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from torch import nn
 
-from d2prune.checkpoint import PruningCheckpointer
+from d2prune.checkpoint import PruningCheckpointer, write_model
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.engine import finetuning, finished
 from d2prune.engine.budget import Test, budget_of
@@ -31,6 +31,7 @@ from d2prune.engine.settings import (
     check_modes,
     input_size,
     request_from_cfg,
+    to_share,
     trace_input_from_cfg,
 )
 from d2prune.errors import PruneError
@@ -168,6 +169,7 @@ def _save(
     checkpointer = PruningCheckpointer(result.model, folder)
     checkpointer.save_struct = cfg.MODEL.PRUNING.SAVE_STRUCT
     checkpointer.save(PRUNED_FILE.removesuffix(".pth"), iteration=0)
+    write_model(result.model, to_share(os.path.join(folder, PRUNED_FILE)))
     write_spec(result.spec, folder)
     config_format.write_pruned(cfg, folder, os.path.join(folder, PRUNED_FILE))
     report = report_of(result, input_size(cfg, model), torch.device(cfg.MODEL.DEVICE))

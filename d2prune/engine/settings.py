@@ -13,11 +13,17 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from d2prune.adapters import TraceInput, padded_size
+from d2prune.checkpoint.safe_tensors import SUFFIX
 from d2prune.core.types import Request
 from d2prune.errors import PruneError
 
 PRUNED_FILE = "model_pruned.pth"
 FINAL_FILE = "model_final.pth"
+
+
+def to_share(file: str) -> str:
+    """Return the path of the safetensors file beside a checkpoint's .pth file."""
+    return os.path.splitext(file)[0] + SUFFIX
 
 
 def request_from_cfg(cfg: CfgNode) -> Request:
@@ -114,8 +120,8 @@ def check_modes(cfg: CfgNode) -> None:
             "(OUTPUT_DIR/model_pruned.pth after MODEL.PRUNE True)",
             keys=("MODEL.FINETUNE", "MODEL.WEIGHTS", "OUTPUT_DIR", "MODEL.PRUNE True"),
         )
-    pruned = os.path.join(cfg.OUTPUT_DIR, PRUNED_FILE)
-    if cfg.MODEL.PRUNE and os.path.abspath(cfg.MODEL.WEIGHTS) == os.path.abspath(pruned):
+    pruned = os.path.abspath(os.path.join(cfg.OUTPUT_DIR, PRUNED_FILE))
+    if cfg.MODEL.PRUNE and os.path.abspath(cfg.MODEL.WEIGHTS) in (pruned, to_share(pruned)):
         raise PruneError(
             f"MODEL.WEIGHTS is '{cfg.MODEL.WEIGHTS}', which MODEL.PRUNE would overwrite; "
             "set OUTPUT_DIR to another folder",

@@ -21,7 +21,7 @@ from tests.engine.tiny_runs import command, log_of, run_cfg, train_net, weights_
 from tests.tiny_blendmask import CONFIG, detect, equal, picture, tiny_cfg, tiny_model
 
 FILES = [
-    "last_checkpoint", "model_pruned.pth", "pruned.yaml", "pruning_report.html",
+    "last_checkpoint", "model_pruned.pth", "model_pruned.safetensors", "pruned.yaml", "pruning_report.html",
     "pruning_report.json", "pruning_spec.json",
 ]  # fmt: skip
 
@@ -57,6 +57,8 @@ def test_the_contracts_files_are_there_and_read(pruned):
     assert read_spec(pruned / "model_pruned.pth") == spec and data["iteration"] == 0
     assert data["prune_spec"] == spec.to_dict() and spec.written_by["torch"] == torch.__version__
     assert (pruned / "last_checkpoint").read_text() == "model_pruned.pth"
+    shared = read_checkpoint(pruned / "model_pruned.safetensors")
+    assert shared["prune_spec"] == data["prune_spec"] and equal(shared["model"], data["model"])
     struct = torch.load(pruned / "model_pruned.pth", weights_only=False)["struct"]
     assert spec_of_model(struct) == spec
     assert (pruned / "pruning_report.html").read_text().lstrip().lower().startswith("<!doctype html")
@@ -116,6 +118,15 @@ def test_finetuning_trains_and_writes_as_usual(tuned):
     assert any("total_loss" in row for row in metrics)
     assert list(tuned.glob("events.out.tfevents.*"))
     assert (tuned / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_the_file_to_share_serves_as_well(tuned, pruned, tmp_path):
+    shared, own = (read_checkpoint(tuned / f"model_final.{kind}") for kind in ("safetensors", "pth"))
+    assert equal(shared["model"], own["model"]) and shared["prune_spec"] == own["prune_spec"]
+    folder = tmp_path / "run"
+    shutil.copytree(pruned, folder)
+    finetune(folder, folder / "model_pruned.safetensors", "DATASETS.TEST", "()")
+    assert equal(weights_of(folder / "model_final.pth"), own["model"]), "the same start, the same end"
 
 
 def test_finetuning_adds_its_row_and_takes_pruned_yaml_over(tuned):
