@@ -19,6 +19,7 @@ import torch
 from d2prune.checkpoint.container import check_container
 from d2prune.checkpoint.known import Skipped, plain_keys
 from d2prune.checkpoint.refusals import missing
+from d2prune.checkpoint.safe_tensors import is_safetensors, read_safetensors
 from d2prune.checkpoint.unpickler import Unpickler
 from d2prune.core.cut.spec import PruneSpec
 from d2prune.errors import PruneError
@@ -40,13 +41,13 @@ def kind_of(value: object) -> str:
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = False) -> dict[str, Any]:
-    """Read a .pth file: state dict, spec, optimizer and other plain data, on the CPU.
+    """Read a .pth or .safetensors file: state dict, spec, optimizer and other plain data, on the CPU.
 
     A bare state dict is returned as ``{"model": state_dict}``. ``struct``, and every entry of an unknown
     class, is left out.
 
     Args:
-        path: a file written by ``torch.save``, in any of its formats.
+        path: a file written by ``torch.save``, in any of its formats, or one that ends with .safetensors.
         mmap: whether to leave tensors on disk until they are used, if the format allows it. Their
             checksums are not compared then.
 
@@ -54,7 +55,10 @@ def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = False) -> dict
         PruneError: if there is no such file, or it is damaged or no checkpoint.
     """
     skipped: set[str] = set()
-    data = _guarded(path, lambda: _load(path, skipped, mmap))
+    if is_safetensors(path):
+        data = _guarded(path, lambda: read_safetensors(path, tensors=not mmap))
+    else:
+        data = _guarded(path, lambda: _load(path, skipped, mmap))
     return _entries(path, data, skipped)
 
 
