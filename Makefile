@@ -1,9 +1,12 @@
 # make demo     the whole pipeline on the shipped baseline     make check   lint, format and types
 # make test     the tests                                  make data    the digits data set
+# make test-oldest    the tests with the oldest torch, torchvision and numpy, in .venv-oldest
 # PYTHON chooses the Python; a Detectron2, AdelaiDet and torch that it already imports are used.
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+# Constraints that come before requirements/constraints.txt; none for the newest versions.
+FIRST_PINS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
@@ -12,7 +15,7 @@ PIP := PIP_CONSTRAINT="$(PINS)" "$(BIN)/python" -m pip install -qq --disable-pip
 INPUTS := setup.py pyproject.toml $(wildcard requirements/*.txt) \
 	tools/make_venv.py tools/install_detectron2.py
 
-.PHONY: setup test check demo data baseline clean
+.PHONY: setup test test-oldest check demo data baseline clean
 
 setup: $(STAMP)
 
@@ -20,7 +23,7 @@ setup: $(STAMP)
 # chosen Python has, which setuptools' import hook would let win.
 $(STAMP): $(INPUTS)
 	@echo "setting up $(VENV): downloads some 3 GB (torch) the first time"
-	"$(PYTHON)" tools/make_venv.py "$(VENV)"
+	"$(PYTHON)" tools/make_venv.py "$(VENV)" $(FIRST_PINS)
 	$(PIP) torch torchvision "setuptools<81" wheel
 	$(PIP) --config-settings editable_mode=compat --editable ".[all]"
 	PIP_CONSTRAINT="$(PINS)" "$(BIN)/python" tools/install_detectron2.py
@@ -28,6 +31,9 @@ $(STAMP): $(INPUTS)
 
 test: setup
 	"$(BIN)/python" -m pytest $(PYTEST_ARGS)
+
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest FIRST_PINS=requirements/oldest.txt
 
 check: setup
 	"$(BIN)/python" -m ruff check .
@@ -45,5 +51,5 @@ baseline: setup
 
 # Leaves datasets/ and output/ alone: they hold what took long to make.
 clean:
-	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf "$(VENV)" .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

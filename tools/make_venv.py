@@ -1,12 +1,14 @@
-"""Make the virtual environment of `make setup`: python tools/make_venv.py DIRECTORY.
+"""Make the virtual environment of `make setup`: python tools/make_venv.py DIRECTORY [PINS].
 
 Where the Python that runs this already imports detectron2 or adet, the environment sees that
 Python's packages through a .pth file (`--system-site-packages` would not, when it is itself an
 environment); its torch, torchvision and numpy stay, since compiled extensions depend on them.
+With PINS, a file of constraints that come before the usual ones, nothing of that Python is used.
 """
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import venv
@@ -47,17 +49,31 @@ def kept_pins() -> str:
     return "".join(lines)
 
 
-def main(target: Path) -> None:
-    found = [name for name in ("detectron2", "adet") if importable(name)]
+def pinned(line: str) -> str:
+    """The package that a line of constraints is about, spelled as pip compares names; "" for a comment."""
+    name = re.match(r"[\w.-]*", line)
+    return re.sub(r"[-_.]+", "-", name[0]).lower() if name else ""
+
+
+def pins_with(first: Path | None) -> str:
+    """The usual constraints; where ``first`` names a package, its line stands instead."""
+    lines = PINS.read_text(encoding="utf-8").splitlines(keepends=True)
+    firsts = first.read_text(encoding="utf-8").splitlines(keepends=True) if first else []
+    taken = {pinned(line) for line in firsts}
+    return "".join(firsts + [line for line in lines if pinned(line) not in taken])
+
+
+def main(target: Path, first: Path | None = None) -> None:
+    found = [] if first else [name for name in ("detectron2", "adet") if importable(name)]
     venv.create(target, with_pip=True)
     if found:
         python = next(target.glob("lib/python*/site-packages"), target / "Lib" / "site-packages")
         calls = "; ".join(f"site.addsitedir({json.dumps(path)})" for path in folders_of(found))
         (python / "chosen_python.pth").write_text(f"import site; {calls}\n", encoding="utf-8")
         print(f"{target} uses the {' and '.join(found)} of {sys.executable}")
-    pins = kept_pins() if found else PINS.read_text(encoding="utf-8")
+    pins = kept_pins() if found else pins_with(first)
     (target / "constraints.txt").write_text(pins, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))
