@@ -80,13 +80,21 @@ class PruningCheckpointer(DetectionCheckpointer, _InertFiles):
         Raises:
             PruneError: if the file is missing or damaged, if only one of file and model is pruned, if they
                 are pruned differently, or if weights are of another kind of number. The model is not
-                changed then.
+                changed then. Also if the optimizer's state is of another one, which is found last.
         """
         self._path, self.unfilled = path, ()
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise missing(path)
         try:
             return super().load(path, *args, **kwargs)
+        except ValueError as error:
+            if isinstance(error, PruneError) or "parameter group" not in str(error):
+                raise
+            raise PruneError(
+                f"'{path}' can't be resumed, it holds the state of another optimizer ({error}); keep the "
+                "SOLVER keys that it was trained with, or start anew in another OUTPUT_DIR",
+                keys=("OUTPUT_DIR",),
+            ) from error
         finally:
             self._parsed_url_during_load = None  # a failed load must not block the next one
 

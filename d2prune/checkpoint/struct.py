@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,12 +34,36 @@ class Struct:
     def __init__(self, model: nn.Module) -> None:
         buffer = io.BytesIO()
         pickler = _Pickler(buffer)
-        pickler.dump(model)
+        with _sets_in_order(model):
+            pickler.dump(model)
         self._payload = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
         self._tensors = pickler.tensors
 
     def __reduce__(self) -> tuple[Any, ...]:
         return rebuild_struct, (self._payload, self._tensors)
+
+
+class _InOrder(set[str]):
+    """A set that pickles as a plain one, in the same order in every process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return set, (sorted(self),)
+
+
+@contextmanager
+def _sets_in_order(model: nn.Module) -> Iterator[None]:
+    """While this is open, two processes pickle ``model`` to the same bytes.
+
+    PyTorch keeps the names of buffers that are not saved in a set, whose order differs by process.
+    """
+    given = {module: module._non_persistent_buffers_set for module in model.modules()}
+    try:
+        for module, names in given.items():
+            module._non_persistent_buffers_set = _InOrder(names)
+        yield
+    finally:
+        for module, names in given.items():
+            module._non_persistent_buffers_set = names
 
 
 def rebuild_struct(payload: Tensor, tensors: list[Tensor]) -> nn.Module:

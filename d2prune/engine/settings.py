@@ -6,6 +6,7 @@ import os
 import re
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
@@ -108,6 +109,12 @@ def check_modes(cfg: CfgNode) -> None:
         raise PruneError(
             f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; expected at least 1 iteration of fine-tuning",
             keys=("SOLVER.MAX_ITER",),
+        )
+    if cfg.MODEL.FINETUNE and cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
+        raise PruneError(
+            f"SOLVER.AMP.ENABLED is True and MODEL.DEVICE '{cfg.MODEL.DEVICE}'; Detectron2 trains in mixed "
+            "precision on CUDA only: set SOLVER.AMP.ENABLED False",
+            keys=("SOLVER.AMP.ENABLED", "MODEL.DEVICE"),
         )
     if cfg.MODEL.PRUNE and not cfg.MODEL.WEIGHTS:
         raise PruneError(

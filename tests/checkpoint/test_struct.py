@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,6 +16,8 @@ from d2prune.checkpoint import PruningCheckpointer, read_checkpoint
 from d2prune.checkpoint.struct import Struct
 from tests.each import each
 from tests.tiny_blendmask import detect, equal, tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def through_file(module, tmp_path):
@@ -96,3 +102,27 @@ def test_what_cannot_be_pickled_costs_the_struct_and_not_the_checkpoint(result, 
     read = read_checkpoint(tmp_path / "x.pth")
     assert equal(read["model"], {k: v.cpu() for k, v in model.state_dict().items()})
     assert read["prune_spec"] == result.spec.to_dict()
+
+
+TWO_BUFFERS = """
+import sys
+import torch
+from d2prune.checkpoint.struct import Struct
+net = torch.nn.ReLU()
+for name in ("mean", "deviation", "scale"):
+    net.register_buffer(name, torch.ones(1), persistent=False)
+torch.save({"struct": Struct(net)}, sys.argv[1])
+assert type(net._non_persistent_buffers_set) is set
+"""
+
+
+def test_two_processes_write_the_same_bytes(tmp_path):
+    written = []
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        words = [sys.executable, "-W", "ignore", "-c", TWO_BUFFERS, str(tmp_path / "x.pth")]
+        subprocess.run(words, check=True, env=environment, cwd=ROOT)
+        written.append((tmp_path / "x.pth").read_bytes())
+    assert written[0] == written[1]
+    struct = torch.load(tmp_path / "x.pth", weights_only=False)["struct"]
+    assert type(struct._non_persistent_buffers_set) is set and not struct.state_dict()

@@ -81,6 +81,13 @@ def test_a_damaged_checkpoint_is_passed_over(killed, pruned, whole, heard, damag
     assert equal(weights_of(killed / "model_final.pth"), whole)
 
 
+def test_another_optimizer_is_named(killed, pruned):
+    with pytest.raises(
+        PruneError, match=r"model_0000001.pth' can't be resumed, it holds the state of another opt"
+    ):
+        tune(killed, pruned, "--resume", "SOLVER.OPTIMIZER", "SGD", "SOLVER.WEIGHT_DECAY_BIAS", "0.5")
+
+
 def test_a_damaged_prune_is_made_anew(pruned, baseline, tmp_path, heard):
     folder = tmp_path / "run"
     shutil.copytree(pruned, folder)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import d2prune
-from d2prune.checkpoint import build_from_cfg
+from d2prune.checkpoint import build_from_cfg, read_checkpoint
+from tests.each import each
 from tests.engine.tiny_runs import command
 from tests.tiny_blendmask import CONFIG, detect, device, equal, tiny_cfg, tiny_model, tiny_prune
 
@@ -41,3 +42,10 @@ def test_prune_finetune_and_evaluate(data, baseline, tmp_path):
     assert "bbox" in command(tmp_path / "pruned.yaml", tmp_path / "eval", "--eval-only")
     model = build_from_cfg(tiny_cfg("MODEL.WEIGHTS", str(tmp_path / "model_final.pth")))
     assert model.device.type == torch.device(device()).type and detect(model)
+
+
+def test_fine_tuning_in_mixed_precision(data, baseline, tmp_path):
+    words = ("MODEL.PRUNE", "True", "MODEL.FINETUNE", "True", "MODEL.WEIGHTS", str(baseline))
+    command(CONFIG, tmp_path, *words, "SOLVER.AMP.ENABLED", "True", "SOLVER.MAX_ITER", "3")
+    start, end = (read_checkpoint(tmp_path / f"model_{name}.pth")["model"] for name in ("pruned", "final"))
+    assert not equal(start, end) and all(value.isfinite().all() for value in each(end.values()))

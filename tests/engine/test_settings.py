@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from d2prune.core.types import Request
@@ -102,3 +103,15 @@ def test_an_unknown_data_set_is_named_before_any_work(mode, key):
     cfg = tiny_cfg(f"MODEL.{mode}", True, "MODEL.WEIGHTS", "x.pth", f"DATASETS.{key}", ("nowhere",))
     with pytest.raises(PruneError, match=f"DATASETS.{key} names 'nowhere', which is not registered"):
         check_modes(cfg)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, where mixed precision works")
+def test_mixed_precision_without_a_gpu_is_refused_before_anything_is_built():
+    cfg = tiny_cfg("MODEL.FINETUNE", True, "MODEL.WEIGHTS", "x.pth", "SOLVER.AMP.ENABLED", True)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
+    with pytest.raises(
+        PruneError, match=r"SOLVER.AMP.ENABLED is True and MODEL.DEVICE '.*set SOLVER.AMP.ENABLED False"
+    ):
+        check_modes(cfg)
+    cfg.SOLVER.AMP.ENABLED = False
+    check_modes(cfg)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -17,8 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from d2prune.core.literals.calls import Call, Numbers, read
 from d2prune.core.types import SizeLiteral
+from d2prune.errors import PruneError
 
 Key = tuple[str, int, int, int, int, Numbers]
+_MOST_WAYS = 10_000  # trying them takes a tenth of a second; specs of real models have fewer than a hundred
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,10 @@ class Corrections(TorchFunctionMode):
         """
         known = [self._known(call, place) for place in range(len(call.literals))]
         asked = [literal.numbers for literal in call.literals]
+        if prod(len(corrections) + 1 for corrections in known) > _MOST_WAYS:
+            raise PruneError(
+                f"the spec corrects a call in more than {_MOST_WAYS} ways; expected one that d2prune wrote"
+            )
         for way in product(*([*k, None] for k in known)) if any(known) else ():
             numbers = [a if c is None else _numbers(c) for a, c in zip(asked, way, strict=True)]
             if numbers != asked and call.fits(numbers):

@@ -102,3 +102,15 @@ def test_installing_again_replaces():
     assert isinstance(hook.__self__, Corrections) and len(model._forward_hooks) == 1
     install(model, {})
     assert not model._forward_pre_hooks and not model._forward_hooks
+
+
+def test_a_call_with_too_many_ways_to_correct_it_is_refused_at_once():
+    rows = [
+        Correction(SizeLiteral("view", 4, dim, 8, (8,)), 6, (new,), full_shape=(new,) * 4)
+        for dim in range(4)
+        for new in range(9, 20)
+    ]
+    model = Calls(lambda x: x.view(8, 8, 8, 8))
+    install(model, {"": rows})
+    with pytest.raises(d2prune.PruneError, match="corrects a call in more than 10000 ways"):
+        model(torch.zeros(3, 7))
