@@ -9,13 +9,14 @@ from __future__ import annotations
 import ast
 import copy
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from torch import nn
 
-from d2prune.core.literals.sites import definition_of, find
+from d2prune.core.literals.numbered import codes_in, remember
+from d2prune.core.literals.sites import class_name, definition_of, find
 from d2prune.core.literals.written import CallChange, UnchangeableError, merged, with_numbers
 
 Function = types.FunctionType
@@ -105,22 +106,11 @@ def _compiled(code: types.CodeType, changes: tuple[CallChange, ...]) -> types.Co
         with_numbers(find(definition, code, change), change)
     definition.decorator_list = []
     arguments = [ast.arg(name) for name in code.co_freevars if name != "__class__"]
-    tree = ast.parse(f"def factory():\n class {_class_name(code)}: pass")
+    tree = ast.parse(f"def factory():\n class {class_name(code) or 'Code'}: pass")
     factory = tree.body[0]
     assert isinstance(factory, ast.FunctionDef) and isinstance(factory.body[0], ast.ClassDef)
     factory.args.args, factory.body[0].body = arguments, [definition]
     ast.fix_missing_locations(tree)
-    return next(c for c in _codes(compile(tree, code.co_filename, "exec")) if c.co_name == code.co_name)
-
-
-def _class_name(code: types.CodeType) -> str:
-    """Return the name of a method's class, which names that begin with two underscores depend on."""
-    parts: list[str] = getattr(code, "co_qualname", code.co_name).split(".")
-    return parts[-2] if len(parts) > 1 and parts[-2].isidentifier() else "Code"
-
-
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield constant
-            yield from _codes(constant)
+    made = next(c for c in codes_in(compile(tree, code.co_filename, "exec")) if c.co_name == code.co_name)
+    remember(made, tree, definition)
+    return made

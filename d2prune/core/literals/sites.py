@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
+from d2prune.core.literals.numbered import call_at
 from d2prune.core.literals.written import CallChange, UnchangeableError, with_numbers
 
 Frame = types.FrameType
@@ -84,13 +85,25 @@ def definition_of(code: types.CodeType) -> ast.FunctionDef:
     raise UnchangeableError(f"{code.co_name} is not found in {_file(code)}")
 
 
-def _position(frame: Frame, definition: ast.AST) -> tuple[int, int]:
+def class_name(code: types.CodeType) -> str | None:
+    """Return the name of the class that a function stands in: private names in it depend on that."""
+    definition, name = definition_of(code), None
+    for node in ast.walk(_tree(code.co_filename)):  # outer classes come before the ones in them
+        if isinstance(node, ast.ClassDef) and any(part is definition for part in ast.walk(node)):
+            name = node.name
+    return name
+
+
+def _position(frame: Frame, definition: ast.FunctionDef) -> tuple[int, int]:
     """Return the line and the column at which the expression ends that the frame evaluates."""
     if not hasattr(frame.f_code, "co_positions"):  # Python 3.10 knows the line only
-        nodes = [n for n in _calls_in(definition) if n.lineno <= frame.f_lineno <= _end(n)[0]]
-        if len(nodes) != 1:
-            raise UnchangeableError(f"line {frame.f_lineno} of {_file(frame.f_code)} has more calls than one")
-        return _end(nodes[0])
+        node = call_at(frame, _tree(frame.f_code.co_filename), definition)
+        if node is None:
+            raise UnchangeableError(
+                f"Python before 3.11 can't tell which call on line {frame.f_lineno} of "
+                f"{_file(frame.f_code)} is made"
+            )
+        return _end(node)
     _, line, _, column = next(islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
     return line or 0, column or 0
 
