@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -142,6 +144,30 @@ def test_a_slow_load_is_seen_and_ended(case, tmp_path, monkeypatch):
         judged(slow, case, tmp_path)
     with pytest.raises(WrongError, match="still at it after 0.3 s"):
         judged(endless, case, tmp_path)
+
+
+def ask_for_too_much() -> None:
+    """Both Python and torch are refused the memory, which a reader may turn into an error like any other."""
+    watched.limit_memory(1 << 28)
+    for asked in (lambda: bytearray(1 << 29), lambda: torch.empty(1 << 29, dtype=torch.uint8)):
+
+        def load(asked=asked):
+            try:
+                asked()
+            except (MemoryError, RuntimeError) as error:
+                raise PruneError("not readable") from error
+
+        with pytest.raises(WrongError, match="it asked for too much memory: not readable"):
+            Watch().call("x", load)
+    Watch().call("x", lambda: torch.empty(1 << 26, dtype=torch.uint8))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="address spaces are read from /proc")
+def test_a_load_that_asks_for_too_much_memory_is_seen():
+    process = get_context("fork").Process(target=ask_for_too_much)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
