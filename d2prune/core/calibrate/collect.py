@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2prune.core.calibrate.moments import WIDEST, Consumer, Moments, Statistics, layout_of
+from d2prune.core.calibrate.moments import WIDEST, Consumer, Layout, Moments, Statistics, layout_of, within
 from d2prune.core.calibrate.products import Geometry, Products, layers_at
 from d2prune.core.layers.kinds import places
 from d2prune.core.types import Group, Indices
@@ -136,20 +136,27 @@ class _Collector:
                     stack.callback(hook.remove)
             stack.enter_context(Products(self._layers, see))
             run(self._model, batch)
+        layouts = within(self._share(read))
+        self._moments = {layer: Moments(layout, alive[0].device) for layer, layout in layouts.items()}
+        for layer in self._owner:
+            if len(into[layer]) == len(read[layer]):
+                self._norms[layer] = tuple(dict.fromkeys(into[layer]))
+
+    def _share(self, read: Mapping[str, list[tuple[Any, ...]]]) -> dict[str, Layout]:
+        """Note who reads what, by layer the calls that it made, and return the layouts of what is read."""
         first: dict[tuple[Any, ...], str] = {}
+        layouts: dict[str, Layout] = {}
         for layer, calls in read.items():
-            geometries, layouts = {call[-2] for call in calls}, {call[-1] for call in calls}
-            layout = next(iter(layouts))
-            if layout is None or len(geometries) > 1 or len(layouts) > 1:
+            kinds = {call[-2:] for call in calls}
+            geometry, layout = next(iter(kinds))
+            if layout is None or len(kinds) > 1:
                 self._unmeasured[layer] = "its input is too wide, or it reads inputs in several ways"
                 continue
             del self._unmeasured[layer]
-            self._geometry[layer] = calls[0][-2]
+            self._geometry[layer] = geometry
             owner = self._owner[layer] = first.setdefault(tuple(calls), layer)
-            if owner == layer:
-                self._moments[layer] = Moments(layout, alive[0].device)
-            if len(into[layer]) == len(calls):
-                self._norms[layer] = tuple(dict.fromkeys(into[layer]))
+            layouts.setdefault(owner, layout)
+        return layouts
 
     @torch.no_grad()
     def add_moments(self, batch: Any, run: Run) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,10 +14,17 @@ from torch import Tensor
 from d2prune.core.calibrate.products import Geometry, patches
 from d2prune.core.types import Indices
 
+logger = logging.getLogger(__name__)
 WIDEST = 2_400
 """The most columns of patches whose moments are kept; of wider inputs those of single places are."""
 ROWS = 40
 """The most rows taken of an input, as a multiple of its columns."""
+BLOCK = 4_096
+"""Rows that are copied and multiplied at a time, so that few large images need no more memory than many."""
+PRECISE = 1_024
+"""The most columns whose sums are kept in float64; those of wider inputs fill the memory: in float32."""
+MEMORY = 2_000_000_000
+"""The most bytes of all moments; beyond, those of the widest patches give way to those of single places."""
 FOCUS = 10
 """The weight of rows by the loss's gradient, relative to that of all rows alike."""
 RIDGE = 1e-3
@@ -43,6 +51,11 @@ class Layout:
     def width(self) -> int:
         """Columns of one part."""
         return self.channels * self.taps
+
+    @property
+    def memory(self) -> int:
+        """Bytes of its :class:`Moments`."""
+        return 2 * self.parts * (self.width + 1) ** 2 * (8 if self.width <= PRECISE else 4)
 
     def matrix(self, weight: Tensor, geometry: Geometry) -> Tensor:
         """Return a view of a contiguous weight: (parts, outputs, rows of an output, columns)."""
@@ -97,30 +110,44 @@ def layout_of(given: Tensor, geometry: Geometry, indices: Indices, widest: int =
     return Layout(1, width // joined, 1, joined) if flat else None
 
 
+def within(layouts: Mapping[str, Layout], memory: int = MEMORY) -> dict[str, Layout]:
+    """Return the layouts by layer, of single places for as many of the widest patches as ``memory`` asks."""
+    found, narrowed = dict(layouts), 0
+    total = sum(layout.memory for layout in found.values())
+    for layer in sorted(found, key=lambda layer: -found[layer].memory):
+        layout = found[layer]
+        if total > memory and layout.taps > 1:
+            found[layer] = replace(layout, taps=1)
+            total += found[layer].memory - layout.memory
+            narrowed += 1
+    if narrowed:
+        limit = memory / 1e9
+        logger.info("%d inputs are measured by whole channels: more would take over %.1f GB", narrowed, limit)
+    return found
+
+
 class Moments:
     """The sums of products of an input's columns, and of a constant 1 (the last column), over its rows.
 
     Attributes:
         layout: where the columns lie.
-        every: (parts, D + 1, D + 1) float64, over all rows alike.
+        every: (parts, D + 1, D + 1) float64, or float32 beyond ``PRECISE`` columns, over all rows alike.
         focused: the same, with rows weighted by squared gradients of the loss; zeros without a loss.
     """
 
     def __init__(self, layout: Layout, device: torch.device) -> None:
         size = layout.width + 1
+        dtype = torch.float64 if layout.width <= PRECISE else torch.float32
         self.layout = layout
-        self.every = torch.zeros(layout.parts, size, size, dtype=torch.float64, device=device)
+        self.every = torch.zeros(layout.parts, size, size, dtype=dtype, device=device)
         self.focused = torch.zeros_like(self.every)
 
     def add(self, given: Tensor, geometry: Geometry, most: int, generator: torch.Generator) -> None:
         """Add at most ``most`` rows of one input, chosen at random."""
         rows, dims = self._rows(given, geometry)
-        shape = rows.shape[:dims]
-        count = math.prod(shape)
-        if count > most:
-            chosen = torch.randperm(count, generator=generator)[:most].to(given.device)
-            rows = rows[torch.unravel_index(chosen, shape)]
-        self._sum(self.every, rows.reshape(-1, *rows.shape[dims if count <= most else 1 :]), count / most)
+        count = math.prod(rows.shape[:dims])
+        all_alike = torch.arange(count) if count <= most else torch.randperm(count, generator=generator)
+        self._sum(self.every, rows, dims, all_alike[:most].to(given.device), max(count / most, 1.0))
 
     def focus(
         self, given: Tensor, geometry: Geometry, squares: Tensor, most: int, generator: torch.Generator
@@ -137,8 +164,7 @@ class Moments:
         if len(chosen) > most:
             chosen = torch.multinomial(weights.cpu(), most, True, generator=generator).to(given.device)
             weights = torch.full_like(weights, total / most)
-        rows = rows[torch.unravel_index(chosen, rows.shape[:dims])]
-        self._sum(self.focused, rows, 1.0, weights[chosen])
+        self._sum(self.focused, rows, dims, chosen, weights[chosen])
 
     def _rows(self, given: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
         """Return the rows as a view, and how many of its first dimensions count them."""
@@ -148,11 +174,17 @@ class Moments:
         whole = self.layout.taps == geometry.taps and not geometry.transposed
         return patches(given, geometry) if whole else given.movedim(1, -1), given.dim() - 1
 
-    def _sum(self, gram: Tensor, rows: Tensor, times: float, weights: Tensor | None = None) -> None:
-        rows = rows.reshape(len(rows), self.layout.parts, self.layout.width).transpose(0, 1)
-        rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=-1)
-        weighted = rows if weights is None else rows * weights.to(rows.dtype)[:, None]
-        gram += (weighted.transpose(1, 2) @ rows).double() * max(times, 1.0)
+    def _sum(self, gram: Tensor, rows: Tensor, dims: int, chosen: Tensor, weights: Tensor | float) -> None:
+        """Add to ``gram`` the ``chosen`` rows, counted along the first ``dims`` dimensions, weighted."""
+        for start in range(0, len(chosen), BLOCK):
+            part = slice(start, start + BLOCK)
+            block = rows[torch.unravel_index(chosen[part], rows.shape[:dims])]
+            block = block.reshape(len(block), self.layout.parts, self.layout.width).transpose(0, 1)
+            block = torch.cat([block, block.new_ones(*block.shape[:2], 1)], dim=-1)
+            if isinstance(weights, Tensor):
+                gram += (block * weights[part].to(block.dtype)[:, None]).transpose(1, 2) @ block
+            else:
+                gram += (block.transpose(1, 2) @ block).to(gram.dtype) * weights
 
     def most(self, batches: int) -> int:
         """Return how many rows to take of each of ``batches`` batches, at most."""
@@ -160,7 +192,7 @@ class Moments:
 
     def gram(self, part: int) -> Tensor:
         """Return the mean products (D + 1, D + 1) of a part's columns and the constant."""
-        every, focused = self.every[part], self.focused[part]
+        every, focused = self.every[part].double(), self.focused[part].double()
         gram = every / every[-1, -1]
         return (gram + FOCUS * focused / focused[-1, -1]) / (1 + FOCUS) if focused[-1, -1] > 0 else gram
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from d2prune.core.calibrate import moments as moments_module
 from d2prune.core.calibrate.collect import calibrate
-from d2prune.core.calibrate.moments import Layout
+from d2prune.core.calibrate.moments import Layout, Moments, within
 from d2prune.core.types import Group, Member
 from tests.each import each
 
@@ -113,3 +114,36 @@ def test_a_loss_of_none_counts_for_nothing():
     model, batches = nn.Sequential(nn.Conv2d(3, 2, 3)).eval(), [torch.randn(1, 3, 6, 6)] * 2
     found = calibrate(model, reading(3, layer="0"), batches, lambda m, x: m(x), lambda m, x: None)
     assert found.labelled == 0 and not found.consumers["0"].moments.focused.any()
+
+
+def test_the_widest_patches_give_way_where_memory_is_short(caplog):
+    caplog.set_level("INFO")
+    layouts = {"wide": Layout(1, 90, 9), "wider": Layout(1, 100, 9), "linear": Layout(1, 2000, 1)}
+    total = sum(layout.memory for layout in layouts.values())
+    assert within(layouts, total) == layouts and "whole channels" not in caplog.text
+    assert within(layouts, total - 1) == {**layouts, "wider": Layout(1, 100, 1)}
+    assert "1 inputs are measured by whole channels" in caplog.text
+    assert within(layouts, 0) == {**layouts, "wider": Layout(1, 100, 1), "wide": Layout(1, 90, 1)}
+
+
+@pytest.mark.parametrize("layout", [Layout(3, 5, 9), Layout(1, 1100, 1)])
+def test_the_memory_of_a_layout_is_that_of_its_moments(layout):
+    moments = Moments(layout, torch.device("cpu"))
+    held = moments.every, moments.focused
+    assert layout.memory == sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_rows_in_blocks_are_as_rows_at_once(monkeypatch, weighted):
+    def loss(model, batch):
+        return model(batch).square().sum() if weighted else None
+
+    found = []
+    for block in (4_096, 7):
+        monkeypatch.setattr(moments_module, "BLOCK", block)
+        torch.manual_seed(0)
+        conv, batches = nn.Conv2d(3, 4, 3), [torch.randn(2, 3, 9, 9) for _ in range(2)]
+        found.append(consumer(conv, batches, 3, loss=loss).moments)
+    for one, other in each(list(zip(*([m.every, m.focused] for m in found), strict=True))):
+        assert (one - other).abs().max() <= 1e-6 * one.abs().max()
+    assert bool(found[0].focused.any()) == weighted
