@@ -26,7 +26,7 @@ KEYS = {
     "CALIBRATION_IMAGES": -1, "REPAIR": "refit",
     "PROTECT": [], "INCLUDE": [], "MAX_RATIO": 0.75, "INPUT_SIZE": (), "VERIFY": True,
     "ALLOW_INEXACT": False, "KEEP_FROZEN": False, "SAVE_STRUCT": True, "TRUST_STRUCT": False,
-    "SPEC": "", "BASE": "", "ROUND_TO": 8, "ALLOW_MISSING": [], "SKIP_UNREADABLE": False,
+    "SPEC": "", "BASE": "", "ROUND_TO": 8, "ALLOW_MISSING": [], "SKIP_UNREADABLE": False, "TIMING": 20.0,
 }  # fmt: skip
 
 UNTOUCHED = """

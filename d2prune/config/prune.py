@@ -59,6 +59,8 @@ def add_prune_config(cfg: CfgNode) -> None:
     keys.PRUNING.VERIFY = True
     # Prune also what can't be proved: channels under a LayerNorm.
     keys.PRUNING.ALLOW_INEXACT = False
+    # Seconds that the report's timing of the models may take; 0: none.
+    keys.PRUNING.TIMING = 20.0
     # False: FINETUNE trains FrozenBN as BN and ignores FREEZE_AT, and says so.
     keys.PRUNING.KEEP_FROZEN = False
     # Write the whole module into checkpoints, under "struct".

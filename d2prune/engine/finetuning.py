@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from d2prune.checkpoint import spec_of_file, unpruned_cfg, write_model
+from d2prune.checkpoint import PruningCheckpointer, spec_of_file, unpruned_cfg, write_model
 from d2prune.checkpoint.refusals import no_spec
 from d2prune.engine import finished
 from d2prune.engine.config_format import YAML, ConfigFormat
@@ -186,6 +186,13 @@ def named_divergence(cfg: CfgNode) -> Iterator[None]:
             f"{cfg.SOLVER.BASE_LR:g}), or set SOLVER.CLIP_GRADIENTS.ENABLED True",
             keys=("SOLVER.BASE_LR", "SOLVER.CLIP_GRADIENTS.ENABLED True"),
         ) from error
+
+
+def save_final(cfg: CfgNode, checkpointer: PruningCheckpointer, iterations: int) -> None:
+    """Write the last checkpoint where a run was killed just before it, and has no iteration left to do."""
+    last = os.path.basename(last_checkpoint(cfg.OUTPUT_DIR))
+    if comm.is_main_process() and last != FINAL_FILE:
+        checkpointer.save(FINAL_FILE.removesuffix(".pth"), iteration=iterations - 1)
 
 
 def finish(

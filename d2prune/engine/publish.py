@@ -42,7 +42,8 @@ def publish(
     evaluated = any(stage.evaluated for stage in report.stages)
     if evaluated and cfg.DATASETS.TEST:  # a later stage may be trained without a test set
         name, mapper = cfg.DATASETS.TEST[0], config_format.mapper(cfg)
-        report = _timed(report, models, name, mapper)
+        if cfg.MODEL.PRUNING.TIMING > 0:
+            report = _timed(report, models, name, mapper, cfg.MODEL.PRUNING.TIMING)
         images = example_images(
             DatasetCatalog.get(name), models, MetadataCatalog.get(name), IMAGES, mapper=mapper
         )
@@ -74,9 +75,19 @@ def evaluated_stage(
     return replace(stage, test_set=test_set, images=images, seed=cfg.SEED if cfg.SEED >= 0 else None)
 
 
-def _timed(report: Report, models: Mapping[str, nn.Module], data_set: str, mapper: Mapper) -> Report:
+def _timed(
+    report: Report, models: Mapping[str, nn.Module], data_set: str, mapper: Mapper, seconds: float
+) -> Report:
     batches = [[mapper(entry)] for entry in DatasetCatalog.get(data_set)[:IMAGES]]
-    # The network alone: end to end, a model that detects nothing would look fast.
-    timed = latency(models, batches, dense=True)
-    stages = [replace(stage, latency_ms=timed.get(stage.name, stage.latency_ms)) for stage in report.stages]
+    # The network alone, too: end to end, a model that detects nothing would look fast.
+    logger.info(
+        "timing %d models in turn, for at most some %g s (MODEL.PRUNING.TIMING)", len(models), seconds
+    )
+    network, whole = (latency(models, batches, dense=dense, seconds=seconds / 2) for dense in (True, False))
+    stages = [
+        replace(stage, latency_ms=network[stage.name], end_to_end_ms=whole[stage.name])
+        if stage.name in models
+        else stage
+        for stage in report.stages
+    ]
     return replace(report, stages=tuple(stages))

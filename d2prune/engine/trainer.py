@@ -110,6 +110,7 @@ class PruningMixin(_Trainer):
         with named_divergence(self.cfg):
             results = super().train()
         if self.cfg.MODEL.FINETUNE:
+            finetuning.save_final(self.cfg, self.checkpointer, self.max_iter)
             evaluated = getattr(self, "_last_eval_results", None)
             finetuning.finish(self.cfg, self.checkpointer.model, evaluated or {}, self.max_iter)
         return results

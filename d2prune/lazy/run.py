@@ -110,6 +110,7 @@ def train(config_format: LazyFormat, cfg: CfgNode, resume: bool) -> Results:
     with finetuning.named_divergence(cfg):
         trainer.train(start, cfg.SOLVER.MAX_ITER)
     if cfg.MODEL.FINETUNE:
+        finetuning.save_final(cfg, checkpointer, cfg.SOLVER.MAX_ITER)
         finetuning.finish(cfg, checkpointer.model, evaluated, cfg.SOLVER.MAX_ITER, config_format)
     return evaluated
 

@@ -14,7 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from d2prune.core.plan.ranking import Sensitivity
 from d2prune.core.types import Coverage
-from d2prune.errors import PruneError
 from d2prune.files import atomic_write
 from d2prune.report import verdict as wording
 from d2prune.report.images import ImageRow
@@ -76,11 +75,8 @@ def write_report(report: Report, path: str | os.PathLike[str], images: Sequence[
         PruneError: the file cannot be written.
     """
     text = render(report, images)
-    try:
-        with atomic_write(path) as file:
-            file.write(text)
-    except OSError as error:
-        raise PruneError(f"cannot write the report {str(path)!r}: {error.strerror}") from error
+    with atomic_write(path) as file:
+        file.write(text)
 
 
 def render(report: Report, images: Sequence[ImageRow] = ()) -> str:

@@ -40,6 +40,7 @@ class Stage:
         test_set: the data set that AP was evaluated on; empty where it was not, or in older reports.
         images: how many images it has.
         seed: of the run, if it was set.
+        end_to_end_ms: times with pre- and postprocessing, on real images; None where it was not timed.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Stage:
     test_set: str = ""
     images: int | None = None
     seed: int | None = None
+    end_to_end_ms: Latency | None = None
 
     @property
     def evaluated(self) -> bool:
@@ -187,8 +189,9 @@ def _read_repair(data: Mapping[str, Any] | None) -> Repairs | None:
 
 
 def _read_stage(data: Mapping[str, Any]) -> Stage:
-    times = data.get("latency_ms")
-    return _read(Stage, {**data, "latency_ms": _read(Latency, times) if times else None})
+    times = {name: data.get(name) for name in ("latency_ms", "end_to_end_ms")}  # older reports have the first
+    read = {name: _read(Latency, found) if found else None for name, found in times.items()}
+    return _read(Stage, {**data, **read})
 
 
 def report_of(result: PruneResult[Any], size: tuple[int, int], device: torch.device) -> Report:

@@ -14,7 +14,7 @@ Show = Callable[[float], str]
 Compare = Callable[[float, float], str]
 MISSING = "—"
 MINUS = "−"
-COLUMNS = ("params", "MACs", "box AP", "mask AP", "network, batch 1")
+COLUMNS = ("params", "MACs", "box AP", "mask AP", "network, batch 1", "end to end")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def _cells(stage: Stage, base: Stage | None) -> tuple[Cell, ...]:
         cell(lambda one: one.macs, quantity, _percent),
         cell(lambda one: one.box_ap, "{:.1f}".format, _points, same),
         cell(lambda one: one.mask_ap, "{:.1f}".format, _points, same),
-        _latency(stage, base),
+        _latency(stage.latency_ms, base),
+        _latency(stage.end_to_end_ms, base),
     )
 
 
@@ -144,8 +145,7 @@ def _points(value: float, before: float) -> str:
     return signed(value - before)
 
 
-def _latency(stage: Stage, base: Stage | None) -> Cell:
-    times = stage.latency_ms
+def _latency(times: Latency | None, base: Stage | None) -> Cell:
     if times is None:
         return Cell(MISSING)
     ratio = known(times.ratio) if base else None

@@ -6,6 +6,7 @@ are formed between runs that lie next to each other, before any median.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,6 +54,7 @@ def latency(
     warmup: int = 5,
     *,
     dense: bool = False,
+    seconds: float = math.inf,
 ) -> dict[str, Latency]:
     """Time Detectron2 models end to end: preprocessing, network, decoding and postprocessing.
 
@@ -64,6 +66,8 @@ def latency(
         runs: timed rounds, in each of which every model runs once.
         warmup: rounds before those, not timed.
         dense: time only the adapter's dense forward, on inputs already on the model's device.
+        seconds: how long it may take; then rounds are left out, a quarter of the time is for warming up,
+            and one round at least is timed.
 
     Raises:
         PruneError: there is nothing to time, or ``dense`` is asked of a model without an adapter.
@@ -72,14 +76,26 @@ def latency(
     with evaluating(models.values()), torch.inference_mode():
         prepare = _dense_call if dense else _whole_call
         calls = {name: [prepare(model, batch) for batch in inputs] for name, model in models.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in models}
-        for turn in range(-warmup, runs):
+        measured: dict[str, list[float]] = {name: [] for name in models}
+        for turn in _turns(warmup, runs, seconds):
             for name, model in models.items():
                 taken = _seconds(calls[name][turn % len(inputs)], _device(model))
                 if turn >= 0:
-                    seconds[name].append(taken)
-    first = next(iter(seconds.values()))
-    return {name: _summary(times, first) for name, times in seconds.items()}
+                    measured[name].append(taken)
+    first = next(iter(measured.values()))
+    return {name: _summary(times, first) for name, times in measured.items()}
+
+
+def _turns(warmup: int, runs: int, seconds: float) -> Iterator[int]:
+    """Yield the numbers of rounds, negative ones to warm up, as far as the time allows."""
+    begin, turn = time.monotonic(), -warmup
+    while turn < runs:
+        yield turn
+        taken, turn = time.monotonic() - begin, turn + 1
+        if turn < 0 and taken > seconds / 4:
+            turn = 0
+        if turn > 0 and taken > seconds:
+            return
 
 
 def real_inputs(cfg: CfgNode, count: int) -> list[Batch]:

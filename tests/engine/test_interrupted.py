@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 
+from d2prune.checkpoint import PruningCheckpointer
 from d2prune.engine import finetuning
 from d2prune.errors import PruneError
 from tests.each import each
@@ -65,6 +66,23 @@ def test_a_resumed_fine_tuning_ends_with_the_very_weights(killed, pruned, whole,
     tune(killed, pruned, "--resume")
     assert "begins anew" not in heard.text
     assert equal(weights_of(killed / "model_final.pth"), whole)
+
+
+def test_a_run_killed_before_its_last_file_writes_it_when_resumed(pruned, whole, tmp_path, monkeypatch):
+    save = PruningCheckpointer.save
+
+    def killed(self, name, **kwargs):
+        if name == "model_final":
+            raise Killed
+        save(self, name, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(PruningCheckpointer, "save", killed)
+        tune(tmp_path, pruned)
+    assert (tmp_path / "last_checkpoint").read_text() == f"model_{STEPS - 1:07d}.pth"
+    tune(tmp_path, pruned, "--resume")
+    assert equal(weights_of(tmp_path / "model_final.pth"), whole)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a bit flipped"])

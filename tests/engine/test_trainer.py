@@ -219,7 +219,7 @@ def test_bad_requests_are_named_and_nothing_is_written(data, baseline, tmp_path)
     for index, (key, value, text) in enumerate(expected):
         output = tmp_path / str(index)
         assert text_for(*PRUNE, *weights, key, value)(output).startswith(text)
-        assert {file.name for file in output.iterdir()} <= {"log.txt"}, key
+        assert {file.name for file in output.iterdir()} <= {"log.txt", ".d2prune.lock"}, key
 
 
 def test_weights_that_are_not_finite_are_refused(data, baseline, tmp_path):

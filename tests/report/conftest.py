@@ -39,7 +39,7 @@ def stage(name, params, macs, ap=None, latency=None):
     }
     return {"name": name, "params": params, "macs": macs, "box_ap": ap and ap + 2, "mask_ap": ap,
             "latency_ms": times, "weights": f"{name}.pth", "iterations": None,
-            "test_set": "", "images": None, "seed": None}  # fmt: skip
+            "test_set": "", "images": None, "seed": None, "end_to_end_ms": None}  # fmt: skip
 
 
 def layer(name, before, after, macs, reason=""):

@@ -13,9 +13,10 @@ def cells(report, name):
 
 
 def test_changes_are_against_the_baseline(report):
-    assert cells(report, "baseline") == ["4.00 M", "2.00 G", "56.0", "54.0", "20.0 ms"]
+    assert cells(report, "baseline") == ["4.00 M", "2.00 G", "56.0", "54.0", "20.0 ms", MISSING]
     assert cells(report, "fine-tuned") == [
         "1.00 M (−75.0%)", "1.00 G (−50.0%)", "55.6 (−0.4)", "53.6 (−0.4)", "11.0 ms (×0.55)",
+        MISSING,
     ]  # fmt: skip
 
 
@@ -28,7 +29,7 @@ def test_baseline_need_not_come_first(report):
 @pytest.mark.parametrize("missing", [None, math.nan])
 def test_what_was_not_measured_is_a_dash(report, missing):
     report["stages"][1] |= {"mask_ap": missing, "box_ap": missing, "latency_ms": None}
-    assert cells(report, "pruned")[2:] == [MISSING] * 3
+    assert cells(report, "pruned")[2:] == [MISSING] * 4
 
 
 def test_no_change_without_the_baselines_figure(report):
@@ -41,6 +42,12 @@ def test_no_change_of_ap_between_data_sets(report):
     assert cells(report, "pruned")[1:4] == ["1.00 G (−50.0%)", "12.0", "10.0"]
 
 
+def test_times_end_to_end_have_a_column_of_their_own(report):
+    for stage in report["stages"][:2]:
+        stage["end_to_end_ms"] = {**report["stages"][0]["latency_ms"], "median": 30.0, "ratio": 0.7}
+    assert cells(report, "baseline")[-1] == "30.0 ms" and cells(report, "pruned")[-1] == "30.0 ms (×0.70)"
+
+
 def test_zero_is_a_figure(report):
     report["stages"][1]["mask_ap"] = 0.0
     assert cells(report, "pruned")[3] == "0.0 (−54.0)"
@@ -48,13 +55,13 @@ def test_zero_is_a_figure(report):
 
 def test_without_stages_the_sizes_are_shown(report):
     report["stages"] = []
-    assert cells(report, "pruned") == ["1.00 M (−75.0%)", "1.00 G (−50.0%)", *[MISSING] * 3]
+    assert cells(report, "pruned") == ["1.00 M (−75.0%)", "1.00 G (−50.0%)", *[MISSING] * 4]
 
 
 def test_columns_line_up(report):
     lines = stage_table(read(report)).splitlines()
     assert len(lines) == 2 + len(report["stages"])
-    assert lines[0].endswith("network, batch 1") and len({len(line) for line in lines}) == 1
+    assert lines[0].endswith("network, batch 1  end to end") and len({len(line) for line in lines}) == 1
     assert aligned([["a", "bb"], ["ccc", "d"]]) == "a    bb\n---  --\nccc   d"
 
 

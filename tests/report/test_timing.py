@@ -71,6 +71,24 @@ def test_warmup_is_not_counted(clock):
     assert latency({"a": Recorder("a", [])}, batches(1), 2, 1)["a"].max == 1000.0
 
 
+@pytest.mark.parametrize(
+    ("round_takes", "seconds", "rounds"),
+    [(0.1, 100, 3 + 5), (1, 8, 3 + 5), (1, 6, 2 + 5), (1, 3, 1 + 3), (50, 3, 1 + 1), (50, 0.1, 1 + 1)],
+)
+def test_rounds_are_left_out_where_time_is_short(monkeypatch, round_takes, seconds, rounds):
+    log, now = [], [0.0]
+
+    class Slow(Recorder):
+        def forward(self, batch):
+            now[0] += round_takes
+            super().forward(batch)
+
+    monkeypatch.setattr(timing.time, "monotonic", lambda: now[0])
+    found = latency({"a": Slow("a", log)}, batches(2), runs=5, warmup=3, seconds=seconds)["a"]
+    assert len(log) == rounds and found.runs >= 1
+    assert now[0] <= max(seconds, 0) + 2 * round_takes
+
+
 def test_every_module_gets_its_own_mode_back():
     model = nn.Sequential(nn.BatchNorm1d(2).eval(), nn.Dropout()).train()
     model[0].eval()
