@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,6 +55,9 @@ class Good:
 
     def saved(self, *, as_zip: bool) -> bytes:
         return written(self.data, as_zip=as_zip)
+
+    def safetensors(self) -> bytes:
+        return save(self.data["model"], {"prune_spec": self.spec.to_json()})
 
 
 def written(data: Any, *, as_zip: bool) -> bytes:

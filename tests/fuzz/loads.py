@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import d2prune
@@ -50,9 +53,10 @@ class Judge:
 
     def __call__(self, case: Case, name: str) -> bool:
         """Whether the case loaded; raises WrongError."""
-        self._path.write_bytes(case.content)
+        path = self._path.with_suffix(case.suffix)
+        path.write_bytes(case.content)
         model, before = self._model, marks(self._model)
-        _, error = self._watch.call(name, lambda: self._load(str(self._path), model))
+        _, error = self._watch.call(name, lambda: self._load(str(path), model))
         if error is not None:
             if marks(model) != before:
                 raise WrongError(f"the refusal ({error}) changed the model")
@@ -62,7 +66,7 @@ class Judge:
         self._model = copy.deepcopy(self._fresh)
         if case.verdict == REFUSED:
             raise WrongError("it loaded")
-        check_load(model, case, self._path)
+        check_load(model, case, path)
         return True
 
 
@@ -88,7 +92,7 @@ def marks(model: nn.Module) -> list[Any]:
 
 def check_load(model: nn.Module, case: Case, path: Path) -> None:
     """Raise WrongError unless the model has a spec and weights that are the file's, and finite."""
-    read = None if case.weights is not None and case.spec is not None else _read_by_torch(path)
+    read = None if case.weights is not None and case.spec is not None else _read_by_others(path)
     spec = case.spec if case.spec is not None else (read or {}).get("prune_spec")
     found = spec_of_model(model)
     if found is None or not (spec is None or same_spec(found, spec)):
@@ -99,9 +103,12 @@ def check_load(model: nn.Module, case: Case, path: Path) -> None:
         _check_output(model)
 
 
-def _read_by_torch(path: Path) -> Any:
-    """What torch's own reader, which executes nothing either, finds; None if it refuses the file."""
+def _read_by_others(path: Path) -> Any:
+    """What the format's own reader, which executes nothing either, finds; None if it refuses the file."""
     try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {"model": load_file(path), "prune_spec": json.loads(file.metadata()["prune_spec"])}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -37,6 +37,7 @@ class Case:
         verdict: whether it must load, must be refused, or may do either.
         weights: what is loaded where it loads; None: what torch's own reader finds in the file.
         spec: likewise.
+        suffix: of the file's name.
     """
 
     how: str
@@ -44,6 +45,7 @@ class Case:
     verdict: str = EITHER
     weights: dict[str, Any] | None = None
     spec: Any = None
+    suffix: str = ".pth"
 
 
 def _as_it_was(how: str, content: bytes, verdict: str = EITHER) -> Case:
@@ -111,6 +113,24 @@ def of_spec(rng: Random) -> Case:
     return Case("spec: changed", content, EITHER, good().data["model"], spec)
 
 
+def of_safetensors(rng: Random) -> Case:
+    """A safetensors file, damaged, or with another header or spec. It has no checksums either."""
+    data = good().safetensors()
+    way = rng.choice(("damaged", "header", "spec"))
+    if way == "damaged":
+        return Case("safetensors: damaged", damaged(rng, data), suffix=".safetensors")
+    size = int.from_bytes(data[:8], "little")
+    header, rest = json.loads(data[8 : 8 + size]), data[8 + size :]
+    if way == "spec":
+        spec = json.loads(header["__metadata__"]["prune_spec"])
+        header["__metadata__"]["prune_spec"] = _json(changed(rng, spec))
+    else:
+        header = changed(rng, header)
+    text = _json(header).encode()
+    content = len(text).to_bytes(8, "little") + text + rest
+    return Case(f"safetensors: {way}", content, suffix=".safetensors")
+
+
 def untouched(rng: Random) -> Case:
     """The original, which must load: after any number of refusals, too."""
     return _as_it_was("untouched", good().saved(as_zip=rng.random() < 0.5), LOADS)
@@ -121,6 +141,7 @@ CHECKPOINTS: dict[str, Callable[[Random], Case]] = {
     "legacy": of_legacy,
     "contents": of_contents,
     "spec": of_spec,
+    "safetensors": of_safetensors,
 }
 
 
@@ -139,9 +160,13 @@ def spec_text(seed: int, text: str) -> str:
         return rng.choice(
             ("[" * 100_000, '{"a":' * 100_000, "9" * 5000, "", "null", '"x"', f"[{text}]", text + text)
         )
+    return _json(changed(rng, json.loads(text)))
+
+
+def _json(value: Any) -> str:
     digits = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)  # so that it can be written
     try:
-        return json.dumps(changed(rng, json.loads(text)))
+        return json.dumps(value)
     finally:
         sys.set_int_max_str_digits(digits)

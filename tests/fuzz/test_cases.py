@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARES = {  # in hundredths
-    "zip": 26, "legacy": 18, "contents": 14, "spec": 12,
+    "zip": 24, "legacy": 16, "contents": 13, "spec": 11, "safetensors": 6,
     "spec text": 8, "spec JSON": 8, "YAML text": 7, "YAML values": 7,
 }  # fmt: skip
 FEW, MANY = 500, 10_000
