@@ -33,6 +33,12 @@ def pytest_configure() -> None:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Latencies measured by tests are not for the user's prunes."""
+    os.environ["D2PRUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_gpu = not torch.cuda.is_available()
     for item in items:

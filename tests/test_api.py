@@ -22,7 +22,9 @@ CONTRACT = {
     "register_criterion", "register_layer", "register_operator", "save", "traceable",
 }  # fmt: skip
 KEYS = {
-    "TARGET": "macs", "AMOUNT": 0.5, "BUDGET": "", "CRITERION": "auto", "ALLOCATION": "auto", "RATIOS": [],
+    "TARGET": "macs", "AMOUNT": 0.5, "BUDGET": "", "LATENCY_TABLE": "", "CRITERION": "auto",
+    "ALLOCATION": "auto",
+    "RATIOS": [],
     "CALIBRATION_IMAGES": -1, "REPAIR": "refit",
     "PROTECT": [], "INCLUDE": [], "MAX_RATIO": 0.75, "INPUT_SIZE": (), "VERIFY": True,
     "ALLOW_INEXACT": False, "KEEP_FROZEN": False, "SAVE_STRUCT": True, "TRUST_STRUCT": False,

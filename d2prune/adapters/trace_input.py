@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import sys
 from collections.abc import Callable, Mapping
@@ -60,6 +61,15 @@ class TraceInput:
     def inference(self, model: nn.Module) -> Mapping[str, Tensor]:
         """Return the dense outputs that inference needs, on the input that costs are counted on."""
         return self._run(model, self.counted, training_branches=False)
+
+    def halved(self, model: nn.Module) -> TraceInput | None:
+        """Return the same with images of half the height and width to count on; None if others give them."""
+        if not isinstance(self.counted, Tensor) or not self.counted.is_meta:
+            return None
+        size = self.counted.shape[-2] // 2, self.counted.shape[-1] // 2
+        other = copy.copy(self)
+        other.counted = torch.empty(1, 3, *padded_size(model, size), device="meta")
+        return other if other.counted.shape != self.counted.shape else None
 
     def dense(self, model: nn.Module, images: Tensor) -> Mapping[str, Tensor]:
         """Return all dense outputs on other images than the fixed ones; gradients flow to them."""

@@ -19,13 +19,17 @@ def add_prune_config(cfg: CfgNode) -> None:
     # Train a pruned checkpoint: MODEL.WEIGHTS must be one, or MODEL.PRUNE on.
     keys.FINETUNE = False
     keys.PRUNING = CfgNode()
-    # What AMOUNT counts: "channels", "params" or "macs".
+    # What AMOUNT counts: "channels", "params", "macs", or "latency", measured on MODEL.DEVICE.
     keys.PRUNING.TARGET = "macs"
     # Fraction of the whole model's TARGET to remove: 0 < AMOUNT < 1.
     keys.PRUNING.AMOUNT = 0.5
-    # In place of AMOUNT, the largest cut that loses so many points at most, after repair: "0.5 AP on NAME"
-    # of a data set, or "0.5 AP" on 200 images of DATASETS.TRAIN (models that know them lose more there).
+    # In place of TARGET and AMOUNT, what may be left: "25 ms", "60 GMACs", "12 M params"; or, in place of
+    # AMOUNT, the largest cut that loses so many points at most, after repair: "0.5 AP on NAME" of a data set,
+    # or "0.5 AP" on 200 images of DATASETS.TRAIN (models that know them lose more there).
     keys.PRUNING.BUDGET = ""
+    # A file of latencies for TARGET "latency" or a BUDGET in ms, of this machine or another; written if there
+    # is none. Empty: in the folder D2PRUNE_CACHE, or ~/.cache/d2prune.
+    keys.PRUNING.LATENCY_TABLE = ""
     # How channels are chosen: "reconstruction" (what the others can replace goes), "fisher", "taylor",
     # "magnitude", "random", a name given to @d2prune.register_criterion, or an importance of torch-pruning:
     # "torch_pruning.LAMPImportance". "auto": one of the first two where there are images, else "magnitude".

@@ -157,8 +157,8 @@ class Totals:
 class Request:
     """What to prune: the keys MODEL.PRUNING.* as plain values (see ``add_prune_config``).
 
-    ``amount`` is a fraction of the whole model's params or macs, and with target "channels" of the
-    channels of the groups that may be pruned.
+    ``amount`` is a fraction of the whole model's params, macs or latency, and with target "channels" of the
+    channels of the groups that may be pruned. With ``at_least`` no less than that is removed.
     """
 
     amount: float = 0.5
@@ -171,6 +171,7 @@ class Request:
     max_ratio: float = 0.75
     round_to: int = 1
     allow_inexact: bool = False
+    at_least: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,8 +20,8 @@ from d2prune.files import atomic_write, sweep
 logger = logging.getLogger(__name__)
 FILE = "pruning_finished.json"
 REQUEST = (
-    "TARGET", "AMOUNT", "BUDGET", "CRITERION", "ALLOCATION", "CALIBRATION_IMAGES", "REPAIR", "RATIOS",
-    "PROTECT", "INCLUDE", "MAX_RATIO", "ROUND_TO", "INPUT_SIZE", "ALLOW_INEXACT",
+    "TARGET", "AMOUNT", "BUDGET", "LATENCY_TABLE", "CRITERION", "ALLOCATION", "CALIBRATION_IMAGES", "REPAIR",
+    "RATIOS", "PROTECT", "INCLUDE", "MAX_RATIO", "ROUND_TO", "INPUT_SIZE", "ALLOW_INEXACT",
 )  # fmt: skip
 """The keys of MODEL.PRUNING that decide what comes out."""
 

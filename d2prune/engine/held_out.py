@@ -56,6 +56,6 @@ def _register_held_out(cfg: CfgNode) -> str:
 def held_out_files(cfg: CfgNode) -> frozenset[str]:
     """Return the files of the images of the training set that BUDGET is measured on."""
     budget = budget_from_cfg(cfg)
-    if budget is None or budget[1]:
+    if not isinstance(budget, tuple) or budget[1]:
         return frozenset()
     return frozenset(record["file_name"] for record in DatasetCatalog.get(_register_held_out(cfg)))

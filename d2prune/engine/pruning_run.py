@@ -36,7 +36,7 @@ from d2prune.engine.settings import (
 )
 from d2prune.errors import PruneError
 from d2prune.pruning import PruneResult, prune_model
-from d2prune.pruning.budget import Budget
+from d2prune.pruning.budget import Budget, Left
 from d2prune.pruning.calibration import Data
 from d2prune.rebuild import prune_further
 from d2prune.report.record import (
@@ -129,7 +129,7 @@ def _check_covered(cfg: CfgNode, model: nn.Module, unfilled: Sequence[str]) -> N
 
 
 def _prune_on_first_rank(
-    cfg: CfgNode, model: nn.Module, data: Data | None, budget: Budget | None
+    cfg: CfgNode, model: nn.Module, data: Data | None, budget: Budget | Left | None
 ) -> tuple[PruneResult[nn.Module] | None, nn.Module]:
     result: PruneResult[nn.Module] | None = None
     failed: Exception | None = None
@@ -139,7 +139,10 @@ def _prune_on_first_rank(
             request, trace_input = request_from_cfg(cfg), trace_input_from_cfg(cfg, model)
             verify = cfg.MODEL.PRUNING.VERIFY
             with alone():
-                result = prune_model(model, request, trace_input, verify, data=data, budget=budget)
+                table = cfg.MODEL.PRUNING.LATENCY_TABLE
+                result = prune_model(
+                    model, request, trace_input, verify, data=data, budget=budget, latency_table=table
+                )
             text, weights = result.step.to_json(), _on_cpu(result.model)
         except Exception as error:  # whatever it is, the other ranks wait to be told
             failed = error

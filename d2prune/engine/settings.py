@@ -17,6 +17,7 @@ from d2prune.adapters import TraceInput, padded_size
 from d2prune.checkpoint.safe_tensors import SUFFIX
 from d2prune.core.types import Request
 from d2prune.errors import PruneError
+from d2prune.pruning.budget import Left, left_of
 
 PRUNED_FILE = "model_pruned.pth"
 FINAL_FILE = "model_final.pth"
@@ -59,23 +60,19 @@ def _ratio(row: Any) -> tuple[str, float]:
         ) from error
 
 
-def budget_from_cfg(cfg: CfgNode) -> tuple[float, str] | None:
-    """Read BUDGET as points of AP and the data set to measure on, which may be empty; None without a budget.
+def budget_from_cfg(cfg: CfgNode) -> tuple[float, str] | Left | None:
+    """Read BUDGET: points of AP and the data set to measure on, which may be empty, or what may be left.
+
+    Returns None without a budget.
 
     Raises:
-        PruneError: if it is not like "0.5 AP" or "0.5 AP on NAME".
+        PruneError: if it is not like "0.5 AP", "0.5 AP on NAME", "25 ms", "60 GMACs" or "12 M params".
     """
     text = cfg.MODEL.PRUNING.BUDGET
     if not text:
         return None
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*AP(?:\s+on\s+(\S+))?\s*", text)
-    if found is None:
-        raise PruneError(
-            f"MODEL.PRUNING.BUDGET is {text!r}; expected points of AP that may be lost, as '0.5 AP' or "
-            "'0.5 AP on NAME', or ''",
-            keys=("MODEL.PRUNING.BUDGET",),
-        )
-    return float(found[1]), found[2] or ""
+    return left_of(text) if found is None else (float(found[1]), found[2] or "")
 
 
 def input_size(cfg: CfgNode, model: nn.Module) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from d2prune.core.plan.review import Review
 from d2prune.core.plan.torch_pruning_criteria import Importance, name_of
 from d2prune.core.types import Request
 from d2prune.errors import PruneError
-from d2prune.pruning.budget import Budget
+from d2prune.pruning.budget import Budget, Left, left_of
 from d2prune.pruning.calibration import Losses, data_of
 from d2prune.pruning.result import Model, PruneResult
 from d2prune.pruning.run import prune_model
@@ -36,19 +37,21 @@ def prune(
     data: Iterable[Any] | None = None,
     loss: Losses | None = None,
     repair: str | None = None,
-    budget: float | None = None,
+    budget: float | str | None = None,
     evaluate: Callable[[nn.Module], float | Mapping[str, float]] | None = None,
     include: Sequence[str] = (),
     max_ratio: float = 0.75,
     input_size: tuple[int, int] | None = None,
     interactive: Review | None = None,
+    latency_table: str | os.PathLike[str] = "",
 ) -> PruneResult[Model]:
     """Remove channels from a copy of ``model`` and prove that the rest computes the same.
 
     Args:
         model: any module; the common Detectron2 and AdelaiDet architectures have adapters.
         amount: fraction of the whole model's ``target`` to REMOVE, 0 < amount < 1.
-        target: what ``amount`` counts: "channels", "params" or "macs".
+        target: what ``amount`` counts: "channels", "params", "macs", or "latency", which is measured on the
+            model's device.
         criterion: name of a registered criterion, "torch_pruning.LAMPImportance" and the like, or an
             instance of torch-pruning's ``Importance``. "auto" is "magnitude" without ``data``; with it,
             "reconstruction" or, where there is a loss, "fisher": see ``allocation``.
@@ -72,7 +75,8 @@ def prune(
         repair: "refit" (the default with ``data``): what is left of each layer's input takes over what was
             removed, by least squares. "fold" is faster and weaker, "" leaves weights as they are.
         budget: points of accuracy that may be lost; then ``amount`` is ignored, and the largest cut that is
-            within the budget after the repair, before any training, is found by bisection.
+            within the budget after the repair, before any training, is found by bisection. Or what may be
+            left of a cost: "25 ms", "60 GMACs", "12 M params"; then ``target`` is ignored, too.
         evaluate: what the budget is measured by: returns a model's score, or several by name, the larger the
             better. Give it other data than those that you report on.
         include: if given, only groups all of whose producers match one of these patterns are pruned.
@@ -82,6 +86,8 @@ def prune(
             pruned, before anything is cut. True or None accepts it, False leaves the group whole, and a
             sequence of integers gives the units to remove instead. It is called again if the plan does
             not run.
+        latency_table: path of a JSON table of latencies for target "latency" or a budget in ms, measured
+            here or on another machine; written if there is none. By default it is kept in ~/.cache/d2prune.
 
     Raises:
         PruneError: for a request that can't be met, a model that can't be traced, non-finite weights,
@@ -95,10 +101,13 @@ def prune(
     traced = TraceInput(model, example_inputs, forward_fn, input_size)
     given = None if isinstance(criterion, str) else criterion_of(criterion)
     calibration, limit = data_of(data, loss, repair), _budget(budget, evaluate)
-    return prune_model(model, request, traced, verify, interactive, given, calibration, limit)
+    path = os.fspath(latency_table)
+    return prune_model(model, request, traced, verify, interactive, given, calibration, limit, path)
 
 
-def _budget(points: float | None, evaluate: Callable[[nn.Module], Any] | None) -> Budget | None:
+def _budget(points: float | str | None, evaluate: Callable[[nn.Module], Any] | None) -> Budget | Left | None:
+    if isinstance(points, str):
+        return left_of(points)
     if (points is None) != (evaluate is None):
         raise PruneError("budget= and evaluate= go together: points that may be lost, and what measures them")
     return None if points is None or evaluate is None else Budget(points, evaluate)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import nn
 
+from d2prune.core.plan.costs import Target
 from d2prune.errors import PruneError
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,61 @@ class Budget:
                 keys=("MODEL.PRUNING.BUDGET",),
             )
         return scores
+
+
+UNITS: Mapping[str, tuple[Target, float]] = {
+    "ms": ("latency", 1),
+    "GMACs": ("macs", 1e9),
+    "MMACs": ("macs", 1e6),
+    "M params": ("params", 1e6),
+    "k params": ("params", 1e3),
+}
+
+
+@dataclass(frozen=True)
+class Left:
+    """How much of a cost may be left.
+
+    Attributes:
+        value: in the target's own unit: parameters, MACs, or milliseconds.
+        target: which cost.
+        unit: one of ``UNITS``, for messages.
+    """
+
+    value: float
+    target: Target
+    unit: str
+
+    def amount(self, whole: float) -> float:
+        """Return the fraction to remove of a model that costs ``whole``.
+
+        Raises:
+            PruneError: if the model is within the budget already.
+        """
+        if self.value >= whole:
+            factor = UNITS[self.unit][1]
+            raise PruneError(
+                f"MODEL.PRUNING.BUDGET is '{self.value / factor:g} {self.unit}', and the unpruned model has "
+                f"{whole / factor:.4g}: there is nothing to prune",
+                keys=("MODEL.PRUNING.BUDGET",),
+            )
+        return 1 - self.value / whole
+
+
+def left_of(text: str) -> Left:
+    """Read a budget such as "25 ms", "60 GMACs" or "12 M params".
+
+    Raises:
+        PruneError: if it is not a number above 0 and one of ``UNITS``.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(.*?)\s*", text)
+    if found is None or found[2] not in UNITS or float(found[1]) <= 0:
+        raise PruneError(
+            f"MODEL.PRUNING.BUDGET is {text!r}; expected a number and a unit: {', '.join(UNITS)}, AP",
+            keys=("MODEL.PRUNING.BUDGET",),
+        )
+    target, factor = UNITS[found[2]]
+    return Left(float(found[1]) * factor, target, found[2])
 
 
 @dataclass(frozen=True)

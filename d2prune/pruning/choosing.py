@@ -17,6 +17,7 @@ from d2prune.core.copies import in_float32
 from d2prune.core.plan.criteria import AUTO, CRITERIA, Criterion, criterion_of
 from d2prune.core.types import Request
 from d2prune.errors import PruneError
+from d2prune.pruning.budget import Left
 from d2prune.pruning.calibration import Data, Measured
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,13 @@ class Way:
     def with_amount(self, amount: float) -> Way:
         """Return the same way to remove another amount."""
         return Way(dataclasses.replace(self.request, amount=amount), self.criterion)
+
+    def leaving(self, left: Left, whole: float) -> Way:
+        """Return the same way to leave no more of a cost than a budget, of a model that costs ``whole``."""
+        request = dataclasses.replace(
+            self.request, target=left.target, amount=left.amount(whole), at_least=True
+        )
+        return Way(request, self.criterion)
 
     def __str__(self) -> str:
         return f"{self.request.criterion}, {self.request.allocation}"

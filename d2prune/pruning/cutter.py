@@ -89,6 +89,10 @@ class Cutter(Generic[Model]):
         for _ in range(ROUNDS):
             decided = plan(groups, rankings, limits, self._costs, asked)
             cut = self._carried_out(way, rankings, limits, decided)
+            short = request.amount - cut.reached if request.at_least else 0.0
+            if short > 0:
+                asked = dataclasses.replace(asked, amount=asked.amount + max(short, TOLERANCE))
+                continue
             if min(abs(cut.reached - decided.reached), abs(cut.reached - request.amount)) <= TOLERANCE:
                 break
             # Some products of activations became cheaper than the layers' widths predicted.
@@ -139,8 +143,8 @@ class Cutter(Generic[Model]):
 
 
 def _saved(before: Totals, after: Totals, request: Request, planned: float) -> float:
-    """Return the removed fraction of the target's cost, as measured; for channels, as planned."""
-    if request.target == "channels":
+    """Return the removed fraction of the target's cost, measured; for channels and latency, as planned."""
+    if request.target in ("channels", "latency"):
         return planned
     old, new = (getattr(totals, request.target) for totals in (before, after))
     return 1 - float(new) / float(old)

@@ -13,6 +13,7 @@ from d2prune.core.plan.ranking import Sensitivity
 from d2prune.core.types import Coverage, Proof, PrunePlan, Request, Totals
 from d2prune.pruning.budget import Point
 from d2prune.pruning.choosing import Tried
+from d2prune.pruning.latency import Timed
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -40,6 +41,8 @@ class PruneResult(Generic[Model]):
         curve: the cuts that a budget was found by, from the unpruned model on; empty without a budget.
         reference: the model at full width whose outputs, with the removed channels masked, ``model`` has: the
             one passed in, or that with repaired weights.
+        latency: of the pruned model beside the unpruned one, with target "latency"; None without it, and
+            where the table is another machine's.
     """
 
     model: Model
@@ -57,6 +60,7 @@ class PruneResult(Generic[Model]):
     sensitivities: tuple[Sensitivity, ...]
     curve: tuple[Point, ...]
     reference: Model
+    latency: Timed | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Generic
@@ -12,6 +13,7 @@ import torch
 from d2prune.adapters import TraceInput
 from d2prune.core.cut.coverage import UNREACHED, coverage
 from d2prune.core.cut.proof import MisfitError
+from d2prune.core.plan.costs import CostModel
 from d2prune.core.plan.criteria import Criterion
 from d2prune.core.plan.limits import Limits, limits_of
 from d2prune.core.plan.planner import check
@@ -19,11 +21,12 @@ from d2prune.core.plan.review import Review, decide
 from d2prune.core.types import Coverage, Group, Proof, Request
 from d2prune.errors import MISFITS, PruneError, told
 from d2prune.pruning.bisect import without_misfits
-from d2prune.pruning.budget import Budget, Point, largest_within
+from d2prune.pruning.budget import Budget, Left, Point, largest_within
 from d2prune.pruning.calibration import Data, losses_of, statistics_of
 from d2prune.pruning.checks import check_inputs, check_model, check_repeatable
 from d2prune.pruning.choosing import COLLAPSE, Judge, Tried, Way, held_out, ways
 from d2prune.pruning.cutter import Cut, Cutter
+from d2prune.pruning.latency import Timed, compare, described_here, table_for
 from d2prune.pruning.measuring import find_groups, measure_model
 from d2prune.pruning.proving import proof_of
 from d2prune.pruning.result import Model, PruneResult, Repair
@@ -41,11 +44,14 @@ def prune_model(
     review: Review | None = None,
     criterion: Criterion | None = None,
     data: Data | None = None,
-    budget: Budget | None = None,
+    budget: Budget | Left | None = None,
+    latency_table: str = "",
 ) -> PruneResult[Model]:
     """Prune as :func:`prune` does.
 
-    ``criterion``, if given, replaces the one that ``request`` names; ``budget`` replaces its amount.
+    ``criterion``, if given, replaces the one that ``request`` names; ``budget`` replaces its amount, and of a
+    cost its target. ``latency_table`` is the path of a table of latencies, see
+    :func:`d2prune.pruning.latency.table_for`.
     """
     choices = ways(request, criterion, data is not None)
     for way in choices:
@@ -59,7 +65,15 @@ def prune_model(
         told(error)
         check_inputs(model, trace_input)
         raise
-    run = _Run(model, choices, trace_input, prove, review, data, budget)
+    costs = measure_model(model, trace_input)
+    target = budget.target if isinstance(budget, Left) else request.target
+    if target == "latency":
+        sites = {member.site for group in groups for member in group.members}
+        costs = dataclasses.replace(costs, latency=table_for(model, trace_input, sites, latency_table))
+    if isinstance(budget, Left):
+        whole = costs.whole(budget.target)
+        choices, budget = tuple(way.leaving(budget, whole) for way in choices), None
+    run = _Run(model, choices, trace_input, prove, review, data, budget, costs)
     while True:
         try:
             return run.pruned(groups)
@@ -83,11 +97,11 @@ class _Run(Generic[Model]):
         review: Review | None,
         data: Data | None,
         budget: Budget | None,
+        costs: CostModel,
     ) -> None:
-        self.budget = budget
+        self.budget, self.costs = budget, costs
         self.model, self.choices, self.trace_input = model, choices, trace_input
         self.prove, self.review = prove, review
-        self.costs = measure_model(model, trace_input)
         self.losses = losses_of(model, trace_input, data) if data is not None else None
         self.data, self.judge = data, None
         if data is not None and len(choices) > 1:
@@ -143,7 +157,22 @@ class _Run(Generic[Model]):
             sensitivities=cut.sensitivities,
             curve=curve,
             reference=cut.reference,
+            latency=self._timed(cut),
         )
+
+    def _timed(self, cut: Cut[Model]) -> Timed | None:
+        """Time the pruned model where its latency was asked for, and say how near the table came."""
+        table = self.costs.latency
+        if table is None or dict(table.measured_on) != described_here(self.model, self.trace_input):
+            return None
+        timed = compare(self.model, cut.model, self.trace_input, 1 - cut.reached)
+        logger.info(
+            "latency of the dense part: %.1f ms, %.1f ms before: x%.2f, x%.2f predicted",
+            timed.after, timed.before, timed.ratio, timed.predicted,
+        )  # fmt: skip
+        if timed.ratio >= 1:
+            logger.warning("the pruned model is not faster here: measured x%.2f", timed.ratio)
+        return timed
 
     def _within(
         self, cutter: Cutter[Model], budget: Budget, groups: tuple[Group, ...], limits: Sequence[Limits]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import platform
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from d2prune.pruning.clock import device_name
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -21,33 +22,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """Return the maker's name of an accelerator or a processor, else the device's type."""
-    if is_accelerator(device):
-        module = torch.get_device_module(device)
-        name = getattr(module, "get_device_name", None)
-        return f"{device.type}: {name(device)}" if name else device.type
-    return f"{device.type}: {_processor()}"
-
-
-def is_accelerator(device: torch.device) -> bool:
-    """Whether work on the device is queued, so that a clock must wait for it."""
-    if not torch.accelerator.is_available():  # torch 2.6 raises where it is asked which one there is
-        return False
-    accelerator = torch.accelerator.current_accelerator()
-    return accelerator is not None and accelerator.type == device.type
-
-
-def _processor() -> str:
-    """Linux keeps the name out of reach of ``platform``."""
-    listed = Path("/proc/cpuinfo")
-    if listed.is_file():
-        for line in listed.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:

@@ -18,6 +18,7 @@ from d2prune.core.plan.ranking import Sensitivity
 from d2prune.core.types import Coverage, Proof, Totals
 from d2prune.files import atomic_write
 from d2prune.pruning import Point, PruneResult, Repair, Tried
+from d2prune.pruning.latency import Timed
 from d2prune.report.machine import environment
 from d2prune.report.timing import Latency
 
@@ -112,6 +113,7 @@ class Report:
         tried: the ways to prune that "auto" chose from.
         curve: the cuts that a budget was found by.
         sensitivities: of each group that was open to pruning.
+        latency: as it was predicted and measured, with target "latency".
         version: of the format.
     """
 
@@ -130,6 +132,7 @@ class Report:
     tried: tuple[Tried, ...] = ()
     curve: tuple[Point, ...] = ()
     sensitivities: tuple[Sensitivity, ...] = ()
+    latency: Timed | None = None
     version: int = 1
 
     def stage(self, name: str) -> Stage | None:
@@ -161,6 +164,7 @@ class Report:
             "stages": tuple(_read_stage(row) for row in data["stages"]),
             "detections": _read(Detections, data["detections"]) if data.get("detections") else None,
             "repair": _read_repair(data.get("repair")),
+            "latency": _read(Timed, data["latency"]) if data.get("latency") else None,
             "tried": tuple(_read(Tried, row) for row in data.get("tried", ())),
             "curve": tuple(_read(Point, row) for row in data.get("curve", ())),
             "sensitivities": tuple(
@@ -210,6 +214,7 @@ def report_of(result: PruneResult[Any], size: tuple[int, int], device: torch.dev
         tried=tuple(one for one in result.tried if math.isfinite(one.cost)),  # JSON has no others
         curve=result.curve,
         sensitivities=result.sensitivities,
+        latency=result.latency,
     )
 
 

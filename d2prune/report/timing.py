@@ -22,7 +22,7 @@ from torch import nn
 
 from d2prune.adapters import find_adapter, padding_step
 from d2prune.errors import PruneError
-from d2prune.report.machine import is_accelerator
+from d2prune.pruning.clock import seconds_of
 
 Batch = list[dict[str, Any]]
 
@@ -79,7 +79,7 @@ def latency(
         measured: dict[str, list[float]] = {name: [] for name in models}
         for turn in _turns(warmup, runs, seconds):
             for name, model in models.items():
-                taken = _seconds(calls[name][turn % len(inputs)], _device(model))
+                taken = seconds_of(calls[name][turn % len(inputs)], _device(model))
                 if turn >= 0:
                     measured[name].append(taken)
     first = next(iter(measured.values()))
@@ -154,20 +154,6 @@ def _dense_call(model: nn.Module, batch: Batch) -> Callable[[], Any]:
     pixels = [entry["image"].to(weight) for entry in batch]
     images = ImageList.from_tensors(pixels, padding_step(model)).tensor
     return lambda: adapter.dense(model, images, training_branches=False)
-
-
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Duration of one call, its queued work included."""
-    _synchronize(device)
-    start = time.perf_counter()
-    call()
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if is_accelerator(device):
-        torch.accelerator.synchronize(device)
 
 
 def _summary(seconds: Sequence[float], first: Sequence[float]) -> Latency:

@@ -29,6 +29,7 @@ def verdict(report: Report) -> str:
     """Say in one sentence what was removed, whether that is proved exact, and what it cost in AP."""
     parts = [
         removed(report),
+        latency_words(report),
         proof_words(report.proof),
         repair_words(report.repair),
         detection_words(report),
@@ -42,6 +43,17 @@ def removed(report: Report) -> str:
     macs = fraction_removed(report.before.macs, report.after.macs)
     params = fraction_removed(report.before.params, report.after.params)
     return f"{macs:.1%} of the MACs and {params:.1%} of the parameters of {report.base} were removed"
+
+
+def latency_words(report: Report) -> str:
+    """Say what latency was predicted and measured; empty where it was not asked for."""
+    timed = report.latency
+    if timed is None:
+        return ""
+    return (
+        f"its dense part takes {timed.after:.1f} ms in place of {timed.before:.1f} (x{timed.ratio:.2f}, "
+        f"x{timed.predicted:.2f} was predicted)"
+    )
 
 
 def fraction_removed(before: float, after: float) -> float:

@@ -26,16 +26,31 @@ def train():
 
 
 def cfg_with(budget, train=()):
-    cfg = tiny_cfg("MODEL.PRUNING.BUDGET", budget)
+    cfg = tiny_cfg()
     cfg.defrost()
+    cfg.MODEL.PRUNING.BUDGET = budget
     cfg.DATASETS.TRAIN = train
     return cfg
 
 
-@pytest.mark.parametrize("text", ["half an AP", "AP", "-1 AP", "1 mAP", "1,5 AP", "25 ms"])
+@pytest.mark.parametrize(
+    "text", ["half an AP", "AP", "-1 AP", "1 mAP", "1,5 AP", "25", "25 s", "0 ms", "-3 GMACs"]
+)
 def test_what_is_no_budget_is_refused(text):
-    with pytest.raises(PruneError, match="MODEL.PRUNING.BUDGET is .*; expected points of AP"):
+    with pytest.raises(
+        PruneError,
+        match="MODEL.PRUNING.BUDGET is .*; expected a number and a unit: ms, GMACs, MMACs, M params, ",
+    ):
         budget_of(cfg_with(text), lambda cfg, model: {})
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [("25 ms", (25, "latency")), ("1.5GMACs", (1.5e9, "macs")), (" 12 M params ", (12e6, "params"))],
+)
+def test_a_budget_may_be_what_is_left(text, left):
+    budget = budget_of(cfg_with(text), lambda cfg, model: {})
+    assert (budget.value, budget.target) == left and held_out_files(cfg_with(text)) == frozenset()
 
 
 def test_without_a_budget_there_is_none():

@@ -10,6 +10,7 @@ import pytest
 
 from d2prune.core.types import Totals
 from d2prune.report import record
+from d2prune.report.verdict import verdict
 from tests.report.conftest import read
 
 
@@ -46,7 +47,16 @@ def test_a_report_goes_to_a_file_and_back(report, tmp_path):
         "tried": [],
         "curve": [],
         "sensitivities": [],
+        "latency": None,
     }
+
+
+def test_latencies_are_said_as_they_were_predicted_and_measured(report):
+    report["latency"] = {"before": 30.0, "after": 18.0, "ratio": 0.61, "predicted": 0.58}
+    assert read(report).latency.ratio == 0.61
+    assert "takes 18.0 ms in place of 30.0 (x0.61, x0.58 was predicted)" in verdict(read(report))
+    del report["latency"]
+    assert "ms" not in verdict(read(report))
 
 
 def test_a_report_written_before_proofs_named_their_inputs_is_read(report):

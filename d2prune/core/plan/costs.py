@@ -23,9 +23,10 @@ from torch.utils.flop_counter import flop_registry
 from d2prune.core.layers.attention import unfused_attention
 from d2prune.core.layers.kinds import axis_width, is_layer, places
 from d2prune.core.layers.table import kind_of
+from d2prune.core.plan.latency import LatencyTable
 from d2prune.core.types import LayerCost, Totals, Widths
 
-Target = Literal["channels", "params", "macs"]
+Target = Literal["channels", "params", "macs", "latency"]
 PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 """The operators that compute products of activations when attention isn't fused."""
 
@@ -37,26 +38,35 @@ class CostModel:
     Attributes:
         layers: by path, every layer whose cost depends on widths that can change.
         totals: measured on the whole model.
+        latency: what layers take, where that was measured.
     """
 
     layers: Mapping[str, LayerCost]
     totals: Totals
+    latency: LatencyTable | None = None
+
+    def whole(self, target: Target) -> float:
+        """Return the cost of the whole model: parameters, MACs, or milliseconds."""
+        if target == "latency":
+            return self.latency.whole if self.latency is not None else 0.0
+        return self.totals.macs if target == "macs" else self.totals.params
 
     def layer(self, name: str, target: Target, widths: Widths) -> float:
         """Return the cost of one layer; axes missing from ``widths`` have their measured width."""
         cost = self.layers[name]
         out = widths.get((name, "out"), cost.out)
         inp = widths.get((name, "in"), cost.inp)
+        if target == "latency":
+            return self.latency.price(name, out, inp) if self.latency is not None else 0.0
         if target == "macs":
             return cost.macs_pair * out * inp + cost.macs_single * out + cost.macs_read * inp
         return cost.params_pair * out * inp + cost.params_single * out
 
     def total(self, target: Target, widths: Widths) -> float:
         """Return the predicted cost of the whole model at ``widths``."""
-        whole = self.totals.macs if target == "macs" else self.totals.params
         touched = {name for name, _ in widths if name in self.layers}
         change = sum(self.layer(name, target, widths) - self.layer(name, target, {}) for name in touched)
-        return whole + change
+        return self.whole(target) + change
 
 
 def measure(

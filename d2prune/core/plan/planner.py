@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from operator import neg
+from typing import cast
 
 import numpy as np
 
@@ -22,12 +23,13 @@ from d2prune.core.registry import Registry
 from d2prune.core.types import Group, PrunePlan, Request, Site
 from d2prune.errors import PruneError
 
-TARGETS: tuple[Target, ...] = ("channels", "params", "macs")
+TARGETS: tuple[Target, ...] = ("channels", "params", "macs", "latency")
 TOLERANCE = 0.002  # fraction of the whole; a fifth of the promised percentage point
 PROMISED = 0.01  # fraction of the whole
 MOST_TRIED = 50_000  # pairs of widths; a second or so
 
 AHEAD = 4  # allowed widths that are looked at for the best chunk
+BLOCKS = 64  # the same for latency, which falls in steps of some channels
 
 Key = Callable[["_State", int, int], float]
 """``key(state, g, then_gone)`` of group ``g``'s chunk up to ``then_gone``; the lowest chunks go first."""
@@ -137,8 +139,9 @@ def _spend(state: _State, request: Request) -> None:
     free = [g for g, limit in enumerate(state.limits) if not limit.reason and limit.keep is None]
     _check_reach(state, request)
     key = ALLOCATIONS[request.allocation]
+    most = BLOCKS if request.target == "latency" else AHEAD
 
-    def chunk(g: int, ahead: int = AHEAD) -> _Chunk | None:
+    def chunk(g: int, ahead: int = most) -> _Chunk | None:
         """Return the best of the next chunks of a group: up to one of the next ``ahead`` widths."""
         units, allowed = state.groups[g].units, state.limits[g].allowed_units
         place = bisect_right(allowed, state.gone[g] - units, key=neg)  # the first below what is left
@@ -232,7 +235,8 @@ class _State:
         target: str,
         rankings: Sequence[Ranking] = (),
     ) -> None:
-        self.groups, self.limits, self.costs, self.target = groups, limits, costs, target
+        self.groups, self.limits, self.costs = groups, limits, costs
+        self.target = cast(Target, target)
         self._errors = [ranking.summed for ranking in rankings]
         self.gone = [0] * len(groups)
         self.widths: dict[Site, int] = {}
@@ -244,8 +248,7 @@ class _State:
     def _whole(self) -> float:
         if self.target == "channels":
             return sum(g.width for g, r in zip(self.groups, self.limits, strict=True) if not r.reason)
-        totals = self.costs.totals
-        return totals.macs if self.target == "macs" else totals.params
+        return self.costs.whole(self.target)
 
     def removed(self) -> float:
         """Return the fraction of the target's whole that is gone."""
@@ -284,5 +287,4 @@ class _State:
             self.remove(g, gone)
 
     def _price(self, layers: set[str]) -> float:
-        target: Target = "macs" if self.target == "macs" else "params"
-        return sum(self.costs.layer(name, target, self.widths) for name in layers)
+        return sum(self.costs.layer(name, self.target, self.widths) for name in layers)
