@@ -23,7 +23,7 @@ from d2prune.adapters import TraceInput
 from d2prune.adapters.trace_input import sizes
 from d2prune.core.plan.latency import Grid, LatencyTable
 from d2prune.core.types import Site
-from d2prune.errors import PruneError
+from d2prune.errors import MISFITS, PruneError, told
 from d2prune.files import atomic_write
 from d2prune.pruning.clock import device_name, seconds_of
 
@@ -220,7 +220,12 @@ def measure_latency(
     smaller = trace_input.halved(model)
     with torch.no_grad():
         calls, elements = _calls_of(model, trace_input)
-        less, fewer = _calls_of(model, smaller) if smaller is not None else ({}, {})
+        less, fewer = {}, {}
+        try:
+            less, fewer = _calls_of(model, smaller) if smaller is not None else ({}, {})
+        except MISFITS as error:
+            logger.info("only one size of input is timed: %s", told(error))
+            smaller = None
         grids = _points(calls, free)
         probes = _probes(grids)
         own = {call.described(): [call.widths] for found in less.values() for call in found}

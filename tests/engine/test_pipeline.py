@@ -284,3 +284,21 @@ def test_without_an_evaluator_there_is_no_ap_and_it_says_so(data, baseline, tmp_
     cfg = run_cfg(tmp_path / "b", "MODEL.PRUNE", True, "MODEL.WEIGHTS", str(baseline))
     d2prune.PruneTrainer(cfg).train()
     assert all(stage["box_ap"] is None for stage in each(report_of(tmp_path / "b")["stages"]))
+
+
+def test_a_prune_for_latency_says_what_was_predicted_and_measured(baseline, data, tmp_path):
+    table = tmp_path / "table.json"
+    words = ("MODEL.PRUNE", "True", "MODEL.WEIGHTS", str(baseline), "MODEL.PRUNING.TARGET", "latency")
+    quick = ("MODEL.PRUNING.CALIBRATION_IMAGES", "0", "MODEL.PRUNING.AMOUNT", "0.2", "DATASETS.TEST", "()")
+    command(CONFIG, tmp_path / "run", *words, *quick, "MODEL.PRUNING.LATENCY_TABLE", str(table))
+    report = json.loads((tmp_path / "run" / "pruning_report.json").read_text())
+    assert report["latency"]["before"] > 0 and 0 < report["latency"]["predicted"] < 1
+    assert report["request"]["target"] == "latency" and report["reached"] == pytest.approx(0.2, abs=0.05)
+    assert "was predicted)" in log_of(tmp_path / "run") and json.loads(table.read_text())["whole"] > 0
+
+
+def test_a_budget_in_macs_is_kept(baseline, data, tmp_path):
+    words = ("MODEL.PRUNE", "True", "MODEL.WEIGHTS", str(baseline), "DATASETS.TEST", "()")
+    quick = ("MODEL.PRUNING.CALIBRATION_IMAGES", "0", "MODEL.PRUNING.RATIOS", "[]")
+    command(CONFIG, tmp_path, *words, *quick, "MODEL.PRUNING.BUDGET", "5 MMACs")
+    assert 4e6 < report_of(tmp_path)["after"]["macs"] <= 5e6 < report_of(tmp_path)["before"]["macs"]
