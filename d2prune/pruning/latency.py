@@ -220,9 +220,11 @@ def measure_latency(
     smaller = trace_input.halved(model)
     with torch.no_grad():
         calls, elements = _calls_of(model, trace_input)
-        less, fewer = {}, {}
+        less: dict[str, list[_Call]] = {}
+        fewer: dict[str, float] = {}
         try:
-            less, fewer = _calls_of(model, smaller) if smaller is not None else ({}, {})
+            if smaller is not None:
+                less, fewer = _calls_of(model, smaller)
         except MISFITS as error:
             logger.info("only one size of input is timed: %s", told(error))
             smaller = None
