@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from d2prune.adapters.base import Adapter, register_adapter
-from d2prune.adapters.images import normalized
+from d2prune.adapters.images import features_of
 from d2prune.adapters.one_stage import fcos_outputs, head_outputs
 from d2prune.modeling import BlendMask, OneStageDetector
 
@@ -21,7 +21,7 @@ class FCOSAdapter(Adapter):
 
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
         """See :meth:`Adapter.dense`."""
-        features = model.backbone(normalized(model, images))
+        features = features_of(model, images)
         return head_outputs(model.proposal_generator, features, training_branches)
 
 
@@ -33,7 +33,7 @@ class BlendMaskAdapter(FCOSAdapter):
 
     def dense(self, model: nn.Module, images: Tensor, training_branches: bool) -> Mapping[str, Tensor]:
         """See :meth:`Adapter.dense`."""
-        features = model.backbone(normalized(model, images))
+        features = features_of(model, images)
         bases, _ = model.basis_module(features)
         heads = fcos_outputs(model.proposal_generator, features, model.top_layer)
         outputs = {"bases": bases["bases"][0], **heads}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from d2prune.adapters.base import Adapter, flatten
-from d2prune.adapters.images import PROOF_SIZE, normalized, random_images
+from d2prune.adapters.images import PROOF_SIZE, padded, random_images
 from d2prune.core.copies import in_float32
 from d2prune.core.cut.arithmetic import in_float64
 from d2prune.errors import PruneError
@@ -106,7 +106,7 @@ def _run_whole(model: nn.Module, images: Tensor) -> object:
 
 def _run_backbone(model: nn.Module, images: Tensor) -> object:
     tells = hasattr(model, "normalizer") or (hasattr(model, "pixel_mean") and hasattr(model, "pixel_std"))
-    return model.backbone(normalized(model, images) if tells else images)
+    return model.backbone(padded(model, images) if tells else images)
 
 
 def _ready(model: nn.Module) -> tuple[nn.Module, Tensor]:

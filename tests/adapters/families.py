@@ -159,8 +159,17 @@ def stands(make, path, items=None, amount=0.45, left=()):
     want, got = dense(result.model), dense(loaded)
     assert set(want) == set(got) and all(torch.equal(want[name], got[name]) for name in each(want))
     runs(loaded)
+    takes_any_size(loaded)
     trains(loaded, items or batch(), left)
     return result
+
+
+def takes_any_size(model):
+    """A user's images are of no multiple of anything; calibration runs the dense part on them."""
+    with torch.no_grad():
+        images = [{"image": torch.rand(3, 131, 150) * 255}]
+        [outputs] = TraceInput(model).batch(copy.deepcopy(model).eval(), images)
+    assert len(outputs) and all(value.isfinite().all() for value in outputs.values())
 
 
 def comes_back(model_config, result, path):

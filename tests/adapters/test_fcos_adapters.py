@@ -16,7 +16,7 @@ from d2prune.core.cut.surgery import mask
 from d2prune.modeling import BlendMask, OneStageDetector
 from d2prune.pruning import find_groups, measure_model, prune
 from d2prune.rebuild import rebuild
-from tests.adapters.families import SIZE, dense
+from tests.adapters.families import SIZE, dense, takes_any_size
 from tests.each import each
 from tests.modeling.small_models import (
     LEVELS_550,
@@ -104,6 +104,7 @@ def test_every_family_is_pruned_exactly_rebuilt_and_trains(arch, name):
     got = dense(copy.deepcopy(result.model).double())
     assert set(want) == set(got) == set(result.proof.compared)
     assert all((want[k] - got[k]).abs().max() <= 1e-9 * want[k].abs().max() for k in each(want))
+    takes_any_size(result.model)
     takes_the_spec_and_the_weights(make(arch, name), result)
     losses = backward(result.model, batch())
     assert all(loss.isfinite() for loss in each(losses.values()))
@@ -239,3 +240,10 @@ def test_any_size_is_counted_as_the_model_pads_it():
     sizes = ((225, 255), (256, 256))
     one, two = (measure_model(model, TraceInput(model, count_size=size)).totals for size in sizes)
     assert one == two
+
+
+def test_a_users_images_may_be_of_any_size():
+    """Of 800 x 1333, say, which is no multiple of 32."""
+    batches = [[{"image": torch.rand(3, 131, 150) * 255, "height": 131, "width": 150}] for _ in range(8)]
+    result = prune(build().eval(), 0.3, data=batches, input_size=SIZE)
+    assert result.proof.exact and result.repair.proof.exact
