@@ -17,7 +17,7 @@ from d2prune.config import get_cfg, read_config
 from d2prune.pruning.clock import device_name
 from d2prune.report.table import aligned
 
-HEADS = ("AMOUNT", "ALLOCATION", "MACs", "predicted", "measured", "ms", "speed-up / MACs saved")
+HEADS = ("AMOUNT", "ALLOCATION", "MACs", "predicted", "measured", "ms", "time saved / MACs saved")
 
 
 def main() -> None:
