@@ -248,12 +248,23 @@ def measure_latency(
     else:
         scale, total = 1.0, max(sum(sizes.values()), 1.0)
         per_element = rest / total
-        if smaller is not None:
+        if smaller is not None and not _same_heads(calls, less):
             other = sum(count * less[layer][0].widths[0] for layer, count in fewer.items())
             growth = (rest - max(times["less"] - _sum(less, tables), 0.0)) / max(total - other, 1.0)
             per_element = min(max(growth, 0.0), per_element)
     used = {name: grid for name, grid in tables.items() if name in grids}
     return LatencyTable(dict(measured_on), times["whole"], used, named, elements, per_element, scale)
+
+
+def _same_heads(calls: Mapping[str, Sequence[_Call]], less: Mapping[str, Sequence[_Call]]) -> bool:
+    """Return whether layers work on as much at half the size, as heads of a fixed number of boxes do.
+
+    What is done around them (pooling the boxes) shrinks with their channels, and not with the image.
+    """
+    return any(
+        [call.described() for call in made] == [call.described() for call in less.get(layer, ())]
+        for layer, made in calls.items()
+    )
 
 
 def _calls_of(model: nn.Module, trace_input: TraceInput) -> tuple[dict[str, list[_Call]], dict[str, float]]:
