@@ -7,6 +7,9 @@ calibration  a user's batches -> statistics
 choosing     what "auto" stands for: ways to prune, and what each loses
 budget       the largest cut that costs at most so many points
 measuring    groups of channels, costs
+latency      a table of times by width, kept or measured; the result timed beside the unpruned model
+layer_times  how it is measured, layer by layer
+clock        one call's time
 cutting      a plan -> a pruned copy
 proving      that it equals the masked model
 bisect       which groups stay whole where it does not

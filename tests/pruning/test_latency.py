@@ -12,8 +12,9 @@ from torch import nn
 import d2prune
 from d2prune.core.plan.costs import _Counter
 from d2prune.errors import PruneError
-from d2prune.pruning import clock, latency
-from d2prune.pruning.latency import SECONDS, table_for
+from d2prune.pruning import clock, latency, layer_times
+from d2prune.pruning.latency import table_for
+from d2prune.pruning.layer_times import SECONDS
 from tests.each import each
 
 INPUTS = torch.rand(1, 3, 32, 32)
@@ -51,7 +52,8 @@ def by_macs(monkeypatch):
             call()
         return counter.macs() / 1e6
 
-    monkeypatch.setattr(latency, "seconds_of", seconds)
+    for module in (latency, layer_times):
+        monkeypatch.setattr(module, "seconds_of", seconds)
 
 
 def prune(model, amount=0.5, **options):
