@@ -34,7 +34,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     try:
         made, temporary = tempfile.mkstemp(prefix=f".{path.name}{OURS}", suffix=".tmp", dir=path.parent)
     except OSError as error:
-        raise _unwritten(path, error) from error
+        raise unwritten(path, error) from error
     try:
         os.close(made)
         with open(temporary, mode, encoding=encoding) as file:
@@ -48,11 +48,12 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         # torch.save goes on to close its file, and then tells of that.
         for cause in (error, error.__context__):
             if isinstance(cause, OSError):
-                raise _unwritten(path, cause) from error
+                raise unwritten(path, cause) from error
         raise
 
 
-def _unwritten(path: Path, error: OSError) -> PruneError:
+def unwritten(path: object, error: OSError) -> PruneError:
+    """Return the error, in one line, for a file that the system did not let us write."""
     return PruneError(f"'{path}' can't be written: {error.strerror or error}")
 
 

@@ -42,8 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         cfg = read_config(get_cfg(), args.config_file, args.opts, args.imports)
         model = build_from_cfg(cfg)
         trace_input = trace_input_from_cfg(cfg, model)
-        sites = {member.site for group in find_groups(model, trace_input) for member in group.members}
-        table = table_for(model, trace_input, sites, args.output)
+        table = table_for(model, trace_input, find_groups(model, trace_input), args.output)
     except PruneError as error:
         print(f"measure_latency: {error}", file=sys.stderr)
         return 2

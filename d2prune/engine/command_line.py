@@ -16,6 +16,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from d2prune.engine.ranks import run_on_ranks
 from d2prune.errors import PruneError
+from d2prune.files import unwritten
 
 _WRITING = (
     errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EFBIG,
@@ -53,7 +54,7 @@ def _in_one_line(main: Callable[[Namespace], object], args: Namespace) -> None:
     except OSError as error:
         if error.errno not in _WRITING:
             raise
-        _leave(PruneError(f"'{error.filename}' can't be written: {error.strerror}"))
+        _leave(unwritten(error.filename, error))
 
 
 def _leave(error: PruneError) -> NoReturn:

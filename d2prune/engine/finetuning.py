@@ -40,14 +40,16 @@ logger = logging.getLogger(__name__)
 
 
 def take_over(cfg: CfgNode) -> None:
-    """Lock OUTPUT_DIR for this run, and pass over a last checkpoint that is damaged.
+    """Lock OUTPUT_DIR for this run, sweep what killed writes left, pass over a damaged last checkpoint.
 
     Raises:
         PruneError: if another run holds the folder.
     """
     hold(cfg.OUTPUT_DIR)
-    if comm.is_main_process() and cfg.MODEL.FINETUNE:
-        fall_back(cfg.OUTPUT_DIR)
+    if comm.is_main_process():
+        sweep(cfg.OUTPUT_DIR)
+        if cfg.MODEL.FINETUNE:
+            fall_back(cfg.OUTPUT_DIR)
     comm.synchronize()
 
 
@@ -114,7 +116,6 @@ def check_output_dir(cfg: CfgNode, resume: bool, found_prune: bool = False) -> b
     refuse_to_lose_result(cfg)
     comm.synchronize()
     if comm.is_main_process():
-        sweep(cfg.OUTPUT_DIR)
         _set_aside(Path(cfg.OUTPUT_DIR) / FINAL_FILE)
     return False
 

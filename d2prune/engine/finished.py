@@ -15,7 +15,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from d2prune.errors import PruneError
-from d2prune.files import atomic_write, sweep
+from d2prune.files import atomic_write
 
 logger = logging.getLogger(__name__)
 FILE = "pruning_finished.json"
@@ -27,8 +27,7 @@ REQUEST = (
 
 
 def begin(cfg: CfgNode) -> None:
-    """Take the mark of an earlier prune away, and what killed writes left."""
-    sweep(cfg.OUTPUT_DIR)
+    """Take the mark of an earlier prune away."""
     (Path(cfg.OUTPUT_DIR) / FILE).unlink(missing_ok=True)
 
 

@@ -17,7 +17,7 @@ from d2prune.adapters import TraceInput, padded_size
 from d2prune.checkpoint.safe_tensors import SUFFIX
 from d2prune.core.types import Request
 from d2prune.errors import PruneError
-from d2prune.pruning.budget import Left, left_of
+from d2prune.pruning.budget import NUMBER, Left, left_of
 
 PRUNED_FILE = "model_pruned.pth"
 FINAL_FILE = "model_final.pth"
@@ -71,7 +71,7 @@ def budget_from_cfg(cfg: CfgNode) -> tuple[float, str] | Left | None:
     text = cfg.MODEL.PRUNING.BUDGET
     if not text:
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*AP(?:\s+on\s+(\S+))?\s*", text)
+    found = re.fullmatch(rf"{NUMBER}AP(?:\s+on\s+(\S+))?\s*", text)
     return left_of(text) if found is None else (float(found[1]), found[2] or "")
 
 

@@ -15,7 +15,6 @@ from d2prune.checkpoint import PruningCheckpointer, build_model
 from d2prune.data.unreadable import name_unreadable
 from d2prune.engine import finetuning
 from d2prune.engine.data_order import keep_order
-from d2prune.engine.finetuning import named_divergence
 from d2prune.engine.pruning_run import run_prune
 from d2prune.engine.ranks import check_group, ddp_on
 from d2prune.engine.settings import check_modes, log_to
@@ -107,7 +106,7 @@ class PruningMixin(_Trainer):
             if self._results is None:
                 self.resume_or_load(resume=False)
             return self._results
-        with named_divergence(self.cfg):
+        with finetuning.named_divergence(self.cfg):
             results = super().train()
         if self.cfg.MODEL.FINETUNE:
             finetuning.save_final(self.cfg, self.checkpointer, self.max_iter)

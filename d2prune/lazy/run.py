@@ -119,10 +119,8 @@ def evaluate(config: DictConfig, model: nn.Module) -> Results:
     """Return dataloader.evaluator's results on dataloader.test; empty where the config names no evaluator."""
     if config.get("dataloader", {}).get("evaluator") is None:
         return {}
-    loader, evaluator = (
-        name_unreadable(instantiate(config.dataloader.test)),
-        instantiate(config.dataloader.evaluator),
-    )
+    loader = name_unreadable(instantiate(config.dataloader.test))
+    evaluator = instantiate(config.dataloader.evaluator)
     results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)

@@ -57,6 +57,8 @@ class Budget:
         return scores
 
 
+NUMBER = r"\s*(\d+(?:\.\d*)?|\.\d+)\s*"
+"""The number that a budget begins with."""
 UNITS: Mapping[str, tuple[Target, float]] = {
     "ms": ("latency", 1),
     "GMACs": ("macs", 1e9),
@@ -102,7 +104,7 @@ def left_of(text: str) -> Left:
     Raises:
         PruneError: if it is not a number above 0 and one of ``UNITS``.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(.*?)\s*", text)
+    found = re.fullmatch(rf"{NUMBER}(.*?)\s*", text)
     if found is None or found[2] not in UNITS or float(found[1]) <= 0:
         raise PruneError(
             f"MODEL.PRUNING.BUDGET is {text!r}; expected a number and a unit: {', '.join(UNITS)}, AP",

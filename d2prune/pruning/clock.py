@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -17,6 +17,25 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     call()
     _synchronize(device)
     return time.perf_counter() - start
+
+
+def rounds(warmup: int, runs: int, seconds: float, fewest: int = 1) -> Iterator[int]:
+    """Yield the numbers of rounds in which calls take turns, negative ones to warm up, as far as time allows.
+
+    Args:
+        warmup: rounds that are not timed; they take a quarter of the time at most, but one is made.
+        runs: rounds that are.
+        seconds: the time.
+        fewest: of the timed ones, made in any case.
+    """
+    begin, turn = time.monotonic(), -warmup
+    while turn < runs:
+        yield turn
+        taken, turn = time.monotonic() - begin, turn + 1
+        if turn < 0 and taken > seconds / 4:
+            turn = 0
+        if turn >= fewest and taken > seconds:
+            return
 
 
 def is_accelerator(device: torch.device) -> bool:

@@ -8,8 +8,7 @@ import json
 import logging
 import os
 import statistics
-import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +20,11 @@ from torch import nn
 from d2prune.adapters import TraceInput
 from d2prune.adapters.trace_input import sizes
 from d2prune.core.plan.latency import LatencyTable
-from d2prune.core.types import Site
+from d2prune.core.types import Group, Site
 from d2prune.errors import PruneError
 from d2prune.files import atomic_write
-from d2prune.pruning.clock import device_name, seconds_of
-from d2prune.pruning.layer_times import FEWEST, calls_of, measure_latency
+from d2prune.pruning.clock import device_name, rounds, seconds_of
+from d2prune.pruning.layer_times import FEWEST, measure_latency, seen_in
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +47,14 @@ class Timed:
 
 
 def table_for(
-    model: nn.Module, trace_input: TraceInput, free: Collection[Site], path: str = ""
+    model: nn.Module, trace_input: TraceInput, groups: Iterable[Group], path: str = ""
 ) -> LatencyTable:
     """Return the table of a model's latencies: read where it was measured before, else measured now.
 
     Args:
         model: any model, on the device that it is to be fast on.
         trace_input: runs it.
-        free: the axes of layers that pruning may narrow.
+        groups: of channels that may be pruned.
         path: of a table, which may be another machine's; written if there is none. By default tables are kept
             by device, threads, versions, input and calls in the folder that D2PRUNE_CACHE names
             (~/.cache/d2prune).
@@ -63,21 +62,20 @@ def table_for(
     Raises:
         PruneError: if the table is of another model, input or number type.
     """
-    here = described_here(model, trace_input)
-    with torch.inference_mode():
-        calls, _ = calls_of(copy.deepcopy(model).eval(), trace_input)
-    named = {layer: tuple(call.described() for call in found) for layer, found in calls.items()}
-    kept = Path(path) if path else _cached(here, named, free)
+    model = copy.deepcopy(model).eval()
+    here, seen = described_here(model, trace_input), seen_in(model, trace_input)
+    free = {member.site for group in groups for member in group.members}
+    kept = Path(path) if path else _cached(here, seen.described, free)
     if kept.is_file():
         try:
             table = LatencyTable.from_json(kept.read_text(encoding="utf-8"), str(kept))
-            _check_table(table, named, here, str(kept))
+            _check_table(table, seen.described, here, str(kept))
             return table
         except PruneError as error:
             if path:
                 raise
             logger.warning("%s; measured anew", error)
-    table = measure_latency(model, trace_input, free, here)
+    table = measure_latency(model, trace_input, seen, free, here)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(kept) as file:
@@ -144,13 +142,10 @@ def compare(
     """
     models = [copy.deepcopy(one).eval() for one in (model, pruned)]
     device = next(model.parameters()).device
-    times: list[list[float]] = []
-    begin = time.monotonic()
     with torch.inference_mode():
-        for one in models:
-            trace_input.inference(one)
-        while len(times) < FEWEST or (len(times) < 50 and time.monotonic() - begin < seconds):
-            times.append([seconds_of(partial(trace_input.inference, one), device) for one in models])
-    before, after = (1000 * statistics.median(column) for column in zip(*times, strict=True))
-    ratio = statistics.median(second / first for first, second in times)
+        turns = rounds(1, 50, seconds, FEWEST)
+        times = [[seconds_of(partial(trace_input.inference, m), device) for m in models] for _ in turns]
+    timed = times[1:]  # the first is to warm up
+    before, after = (1000 * statistics.median(column) for column in zip(*timed, strict=True))
+    ratio = statistics.median(second / first for first, second in timed)
     return Timed(before, after, ratio, predicted)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,10 +48,14 @@ class Call:
     shape: tuple[int, ...]
 
     @property
+    def groups(self) -> int:
+        """Of the convolution; 1 for a linear layer."""
+        return getattr(self.layer, "groups", 1)
+
+    @property
     def depthwise(self) -> bool:
         """Whether each channel is convolved alone."""
-        groups = getattr(self.layer, "groups", 1)
-        return bool(groups > 1 and groups == self.layer.out_channels)
+        return self.groups > 1 and self.groups == int(self.layer.out_channels)
 
     @property
     def transposed(self) -> bool:
@@ -97,73 +101,41 @@ class Call:
         return lambda: function(given, weight, None, *rest)
 
 
-def measure_latency(
-    model: nn.Module, trace_input: TraceInput, free: Collection[Site], measured_on: Mapping[str, str]
-) -> LatencyTable:
-    """Measure a model's latency, and its layers' at several widths, on its own device.
+@dataclass(frozen=True)
+class Seen:
+    """What one run of a model does.
 
-    Everything takes turns, round by round, so that a machine that is busy for a while slows all alike; times
-    are medians over the rounds.
-
-    Args:
-        model: any model; a copy in eval mode is run.
-        trace_input: runs it: the dense part, on one image of the size that costs are counted on.
-        free: the axes of layers that pruning may narrow; others are measured at their own width only.
-        measured_on: for the table.
+    Attributes:
+        calls: by layer.
+        elements: by layer, how many elements all its outputs have, per channel.
     """
-    model = copy.deepcopy(model).eval()
-    smaller = trace_input.halved(model)
-    with torch.no_grad():
-        calls, elements = calls_of(model, trace_input)
-        less: dict[str, list[Call]] = {}
-        fewer: dict[str, float] = {}
-        try:
-            if smaller is not None:
-                less, fewer = calls_of(model, smaller)
-        except MISFITS as error:
-            logger.info("only one size of input is timed: %s", told(error))
-            smaller = None
-        grids = _points(calls, free)
-        probes = _probes(grids)
-        own = {call.described(): [call.widths] for found in less.values() for call in found}
-        jobs = {**_jobs({k: v for k, v in own.items() if k not in grids}, less), **_jobs(grids, calls)}
-        for probe in probes:
-            jobs.update(_jobs({probe.name: probe.widths}, calls))
-        wholes: dict[Any, Callable[[], object]] = {"whole": lambda: trace_input.inference(model)}
-        if smaller is not None:
-            wholes["less"] = lambda: smaller.inference(model)
-        times = _in_turns(jobs, wholes, next(model.parameters()).device)
-    blocks = _blocks(probes, times)
-    tables = {name: _grid(points, name, times, blocks) for name, points in {**own, **grids}.items()}
-    named = {layer: tuple(call.described() for call in found) for layer, found in calls.items()}
-    sizes = {layer: positions * calls[layer][0].widths[0] for layer, positions in elements.items()}
-    rest = times["whole"] - _sum(calls, tables)
-    if rest < 0:
-        scale, per_element = times["whole"] / _sum(calls, tables), 0.0
-    else:
-        scale, total = 1.0, max(sum(sizes.values()), 1.0)
-        per_element = rest / total
-        if smaller is not None and not _same_heads(calls, less):
-            other = sum(count * less[layer][0].widths[0] for layer, count in fewer.items())
-            growth = (rest - max(times["less"] - _sum(less, tables), 0.0)) / max(total - other, 1.0)
-            per_element = min(max(growth, 0.0), per_element)
-    used = {name: grid for name, grid in tables.items() if name in grids}
-    return LatencyTable(dict(measured_on), times["whole"], used, named, elements, per_element, scale)
+
+    calls: Mapping[str, Sequence[Call]]
+    elements: Mapping[str, float]
+
+    @property
+    def described(self) -> dict[str, tuple[str, ...]]:
+        """What decides the times of the calls, by layer."""
+        return {layer: tuple(call.described() for call in made) for layer, made in self.calls.items()}
+
+    @property
+    def by_description(self) -> dict[str, Call]:
+        """One call of each kind."""
+        return {call.described(): call for made in self.calls.values() for call in made}
+
+    @property
+    def size(self) -> float:
+        """How many elements all outputs have."""
+        return sum(count * self.calls[layer][0].widths[0] for layer, count in self.elements.items())
+
+    def sum(self, grids: Mapping[str, Grid]) -> float:
+        """Return what all calls take at their own widths, in milliseconds."""
+        return sum(grids[c.described()].at(*c.widths) for made in self.calls.values() for c in made)
 
 
-def _same_heads(calls: Mapping[str, Sequence[Call]], less: Mapping[str, Sequence[Call]]) -> bool:
-    """Return whether layers work on as much at half the size, as heads of a fixed number of boxes do.
-
-    What is done around them (pooling the boxes) shrinks with their channels, and not with the image.
-    """
-    return any(
-        [call.described() for call in made] == [call.described() for call in less.get(layer, ())]
-        for layer, made in calls.items()
-    )
-
-
-def calls_of(model: nn.Module, trace_input: TraceInput) -> tuple[dict[str, list[Call]], dict[str, float]]:
-    """Return each layer's calls, and how many elements all its outputs have, per channel."""
+@torch.no_grad()
+def seen_in(model: nn.Module, trace_input: TraceInput) -> Seen:
+    """Run a model once, and return what it does."""
     calls: dict[str, list[Call]] = {}
     elements: dict[str, float] = {}
     kinds: tuple[Any, ...] = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
@@ -184,7 +156,71 @@ def calls_of(model: nn.Module, trace_input: TraceInput) -> tuple[dict[str, list[
     finally:
         for hook in hooks:
             hook.remove()
-    return calls, elements
+    return Seen(calls, elements)
+
+
+@torch.no_grad()
+def measure_latency(
+    model: nn.Module,
+    trace_input: TraceInput,
+    seen: Seen,
+    free: Collection[Site],
+    measured_on: Mapping[str, str],
+) -> LatencyTable:
+    """Measure a model's latency, and its layers' at several widths, on its own device.
+
+    Everything takes turns, round by round, so that a machine that is busy for a while slows all alike; times
+    are first quartiles over the rounds.
+
+    Args:
+        model: any model, in eval mode.
+        trace_input: runs it: the dense part, on one image of the size that costs are counted on.
+        seen: what such a run does.
+        free: the axes of layers that pruning may narrow; others are measured at their own width only.
+        measured_on: for the table.
+    """
+    smaller = trace_input.halved(model)
+    less = Seen({}, {})
+    try:
+        if smaller is not None:
+            less = seen_in(model, smaller)
+    except MISFITS as error:
+        logger.info("only one size of input is timed: %s", told(error))
+        smaller = None
+    points = _points(seen.calls, free)
+    probes = _probes(points)
+    wanted = {name: [call.widths] for name, call in less.by_description.items() if name not in points}
+    wanted.update(points)
+    jobs = {(name, *widths) for name, pairs in wanted.items() for widths in pairs}
+    jobs.update((probe.name, *widths) for probe in probes for widths in probe.widths)
+    wholes: dict[Any, Callable[[], object]] = {"whole": partial(trace_input.inference, model)}
+    if smaller is not None:
+        wholes["less"] = partial(smaller.inference, model)
+    calls = {**less.by_description, **seen.by_description}
+    times = _in_turns(sorted(jobs), calls, wholes, next(model.parameters()).device)
+    blocks = _blocks(probes, times)
+    grids = {name: _grid(pairs, name, times, blocks) for name, pairs in wanted.items()}
+    rest, scale, per_element = times["whole"] - seen.sum(grids), 1.0, 0.0
+    if rest < 0:
+        scale = times["whole"] / seen.sum(grids)
+    else:
+        per_element = rest / max(seen.size, 1.0)
+        if smaller is not None and not _same_heads(seen, less):
+            grown = rest - max(times["less"] - less.sum(grids), 0.0)
+            per_element = min(max(grown / max(seen.size - less.size, 1.0), 0.0), per_element)
+    used = {name: grids[name] for name in points}
+    return LatencyTable(
+        dict(measured_on), times["whole"], used, seen.described, dict(seen.elements), per_element, scale
+    )
+
+
+def _same_heads(seen: Seen, less: Seen) -> bool:
+    """Return whether layers work on as much at half the size, as heads of a fixed number of boxes do.
+
+    What is done around them (pooling the boxes) shrinks with their channels, and not with the image.
+    """
+    at_half = less.described
+    return any(at_half.get(layer) == described for layer, described in seen.described.items())
 
 
 def _points(calls: Mapping[str, Sequence[Call]], free: Collection[Site]) -> dict[str, list[tuple[int, int]]]:
@@ -193,7 +229,7 @@ def _points(calls: Mapping[str, Sequence[Call]], free: Collection[Site]) -> dict
     for layer, made in calls.items():
         for call in made:
             out, inp = call.widths
-            groups = 1 if call.depthwise else getattr(call.layer, "groups", 1)
+            groups = 1 if call.depthwise else call.groups
             step = groups * -(-STEP // groups)
             outs = _widths(out, step) if (layer, "out") in free else [out]
             inps = _widths(inp, step) if (layer, "in") in free and inp else [inp]
@@ -215,7 +251,7 @@ class _Probe:
 
     name: str
     axis: int
-    widths: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    widths: tuple[tuple[int, int], ...]
 
 
 def _probes(points: Mapping[str, Sequence[tuple[int, int]]]) -> list[_Probe]:
@@ -227,9 +263,9 @@ def _probes(points: Mapping[str, Sequence[tuple[int, int]]]) -> list[_Probe]:
             continue
         less = (STEP, STEP + BLOCK, 2 * STEP)
         if (out - STEP, inp) in pairs:
-            found.append(_Probe(name, 0, tuple((out - n, inp) for n in less)))  # type: ignore[arg-type]
+            found.append(_Probe(name, 0, tuple((out - n, inp) for n in less)))
         if (out, inp - STEP) in pairs:
-            found.append(_Probe(name, 1, tuple((out, inp - n) for n in less)))  # type: ignore[arg-type]
+            found.append(_Probe(name, 1, tuple((out, inp - n) for n in less)))
     return found
 
 
@@ -254,30 +290,22 @@ def _kind(name: str) -> str:
     return name.partition(" ")[0]
 
 
-def _jobs(
-    points: Mapping[str, Sequence[tuple[int, int]]], calls: Mapping[str, Sequence[Call]]
-) -> dict[Any, tuple[Call, int, int]]:
-    by_name = {call.described(): call for found in calls.values() for call in found}
-    return {
-        (name, out, inp): (by_name[name], out, inp) for name, pairs in points.items() for out, inp in pairs
-    }
-
-
 def _in_turns(
-    jobs: Mapping[Any, tuple[Call, int, int]],
+    jobs: Sequence[tuple[str, int, int]],
+    calls: Mapping[str, Call],
     wholes: Mapping[Any, Callable[[], object]],
     device: torch.device,
 ) -> dict[Any, float]:
-    """Return the median time of each job and of the whole runs, in milliseconds."""
+    """Return the time of each job, a call at some widths, and of each whole run, in milliseconds."""
     times: dict[Any, list[float]] = {key: [] for key in (*jobs, *wholes)}
     begin, rounds, turn = time.monotonic(), MOST, -1
     while turn < rounds:
         for key, run in wholes.items():
             times[key].append(seconds_of(run, device))
-        for key, (call, out, inp) in jobs.items():
-            run = call.at(out, inp)
+        for name, out, inp in jobs:
+            run = calls[name].at(out, inp)
             run()  # its memory is the process's own then, as in a model that runs again and again
-            times[key].append(seconds_of(run, device))
+            times[name, out, inp].append(seconds_of(run, device))
         turn += 1
         if turn == 0:
             first = time.monotonic() - begin
@@ -303,7 +331,3 @@ def _grid(
     rows = tuple(tuple(times[name, out, inp] for inp in inps) for out in outs)
     (of_outs, out), (of_inps, inp) = (blocks.get((_kind(name), axis), (1, 1.0)) for axis in (0, 1))
     return Grid(tuple(outs), tuple(inps), rows, (of_outs, of_inps), (out, inp))
-
-
-def _sum(calls: Mapping[str, Sequence[Call]], grids: Mapping[str, Grid]) -> float:
-    return sum(grids[call.described()].at(*call.widths) for found in calls.values() for call in found)

@@ -68,8 +68,7 @@ def prune_model(
     costs = measure_model(model, trace_input)
     target = budget.target if isinstance(budget, Left) else request.target
     if target == "latency":
-        sites = {member.site for group in groups for member in group.members}
-        costs = dataclasses.replace(costs, latency=table_for(model, trace_input, sites, latency_table))
+        costs = dataclasses.replace(costs, latency=table_for(model, trace_input, groups, latency_table))
     if isinstance(budget, Left):
         whole = costs.whole(budget.target)
         choices, budget = tuple(way.leaving(budget, whole) for way in choices), None

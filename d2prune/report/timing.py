@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import nn
 
 from d2prune.adapters import find_adapter, padding_step
 from d2prune.errors import PruneError
-from d2prune.pruning.clock import seconds_of
+from d2prune.pruning.clock import rounds, seconds_of
 
 Batch = list[dict[str, Any]]
 
@@ -77,25 +76,13 @@ def latency(
         prepare = _dense_call if dense else _whole_call
         calls = {name: [prepare(model, batch) for batch in inputs] for name, model in models.items()}
         measured: dict[str, list[float]] = {name: [] for name in models}
-        for turn in _turns(warmup, runs, seconds):
+        for turn in rounds(warmup, runs, seconds):
             for name, model in models.items():
                 taken = seconds_of(calls[name][turn % len(inputs)], _device(model))
                 if turn >= 0:
                     measured[name].append(taken)
     first = next(iter(measured.values()))
     return {name: _summary(times, first) for name, times in measured.items()}
-
-
-def _turns(warmup: int, runs: int, seconds: float) -> Iterator[int]:
-    """Yield the numbers of rounds, negative ones to warm up, as far as the time allows."""
-    begin, turn = time.monotonic(), -warmup
-    while turn < runs:
-        yield turn
-        taken, turn = time.monotonic() - begin, turn + 1
-        if turn < 0 and taken > seconds / 4:
-            turn = 0
-        if turn > 0 and taken > seconds:
-            return
 
 
 def real_inputs(cfg: CfgNode, count: int) -> list[Batch]:

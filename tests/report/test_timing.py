@@ -2,13 +2,14 @@
 
 import re
 import statistics
+import time
 
 import pytest
 import torch
 from torch import nn
 
 from d2prune.errors import PruneError
-from d2prune.report import environment, latency, latency_table, real_inputs, timing
+from d2prune.report import environment, latency, latency_table, real_inputs
 from d2prune.report.timing import evaluating
 from tests.each import each
 
@@ -31,7 +32,7 @@ def clock(monkeypatch):
 
     def run(durations):
         ticks = [t for d in durations for t in (0.0, d)]
-        monkeypatch.setattr(timing.time, "perf_counter", iter(ticks).__next__)
+        monkeypatch.setattr(time, "perf_counter", iter(ticks).__next__)
 
     return run
 
@@ -83,7 +84,7 @@ def test_rounds_are_left_out_where_time_is_short(monkeypatch, round_takes, secon
             now[0] += round_takes
             super().forward(batch)
 
-    monkeypatch.setattr(timing.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     found = latency({"a": Slow("a", log)}, batches(2), runs=5, warmup=3, seconds=seconds)["a"]
     assert len(log) == rounds and found.runs >= 1
     assert now[0] <= max(seconds, 0) + 2 * round_takes

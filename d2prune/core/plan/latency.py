@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from d2prune.errors import PruneError
 
@@ -38,15 +40,19 @@ class Grid:
     broken: tuple[float, float] = (1.0, 1.0)
     _known: dict[tuple[int, int], float] = field(default_factory=dict, compare=False, repr=False)
 
+    @cached_property
+    def _rows(self) -> NDArray[np.float64]:
+        """The times, none of which is below a narrower call's."""
+        return np.maximum.accumulate(np.maximum.accumulate(np.array(self.ms), 0), 1)
+
     def at(self, out: int, inp: int) -> float:
         """Return the time at widths (channels)."""
         if (out, inp) not in self._known:
-            rows = np.maximum.accumulate(np.maximum.accumulate(np.array(self.ms), 0), 1)
             whole, times = [], 1.0
             for width, block, factor in zip((out, inp), self.blocks, self.broken, strict=True):
                 whole.append(-(-width // block) * block)
                 times *= factor if width % block else 1.0
-            by_out = [np.interp(whole[1], self.inps, row) for row in rows]
+            by_out = [np.interp(whole[1], self.inps, row) for row in self._rows]
             self._known[out, inp] = times * float(np.interp(whole[0], self.outs, by_out))
         return self._known[out, inp]
 
@@ -80,7 +86,7 @@ class LatencyTable:
 
     def to_json(self) -> str:
         """Return the table as JSON."""
-        grids = {name: {k: v for k, v in vars(g).items() if k != "_known"} for name, g in self.grids.items()}
+        grids = {name: {k: v for k, v in vars(g).items() if k[0] != "_"} for name, g in self.grids.items()}
         plain = {key: value for key, value in vars(self).items() if key != "grids"}
         return json.dumps({"version": VERSION, **plain, "grids": grids}, indent=1)
 
